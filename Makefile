@@ -1,0 +1,57 @@
+# What there is to do with a checkout. Everything happens in .venv, which is made when it is first needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := quickstart-$(shell date +%Y%m%d-%H%M%S)
+CODE := scalablevit_pl tests docs
+
+.PHONY: quickstart test test-all lint format wheel-check clean
+
+# Train nano on the sample, test it, and say where the pictures are.
+quickstart: $(VENV)/.installed
+	$(BIN)/scalablevit fit --config recipes/quickstart.yaml --run $(RUN)
+	$(BIN)/scalablevit test --run $(RUN)
+	@echo
+	@echo "Look at:"
+	@ls -1 runs/$(RUN)/*.png
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not network"
+
+test-all: lint
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy --strict scalablevit_pl
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+# Build the wheel, install it with all it needs into an environment of its own, and use it away from the checkout.
+wheel-check: $(VENV)/.installed-dev
+	rm -rf build/wheel-check && mkdir -p build/wheel-check
+	$(BIN)/python -m build --wheel --outdir build/wheel-check .
+	$(PYTHON) -m venv build/wheel-check/venv
+	build/wheel-check/venv/bin/pip install --quiet build/wheel-check/*.whl
+	cd build/wheel-check && venv/bin/scalablevit fit --config recipes/quickstart.yaml --run wheel \
+	    --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --trainer.max_epochs 1
+	cd build/wheel-check && venv/bin/scalablevit test --run wheel
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e ".[dev]"
+	@touch $@ $(VENV)/.installed
