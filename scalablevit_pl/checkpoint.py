@@ -1,0 +1,181 @@
+"""Weights from elsewhere: the reference release's keys, and the checkpoints of our own runs."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit_pl.models import build_classifier
+from scalablevit_pl.preprocessing import Preprocessing
+
+RECORD_KEY = "scalablevit_pl"
+SCHEMA = 1
+TIMM_FACTORY = "timm.create_model"
+STAGES = 4
+IWSA_LAYERS = ("qkv", "lim_func", "proj")
+SSA_LAYERS = ("q", "reduction.0", "reduction.1", "norm_act.0", "k", "v", "proj")
+SSA_LAYERS_UNREDUCED = ("q", "kv", "proj")
+# The reference's layer names inside a block, where they differ from ours.
+BLOCK_NAMES = {
+    "attn.lim_func": "attn.lim",
+    "attn.reduction.0": "attn.depthwise",
+    "attn.reduction.1": "attn.pointwise",
+    "attn.norm_act.0": "attn.norm",
+}
+MLP_HEAD_NAMES = {"head.0": "head.hidden", "head.1": "head.hidden_norm", "head.3": "head.fc"}
+
+
+def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the reference release's weights to those of `ImageClassifier`.
+
+    Args:
+        state_dict: The `model` entry of a reference checkpoint, with either head and for networks of any depth.
+
+    Returns:
+        The same tensors under `backbone.*` and `head.*`.
+
+    Raises:
+        ValueError: If a key is unknown or missing; it names them.
+    """
+    names = {
+        f"{theirs}.{kind}": f"{ours}.{kind}"
+        for theirs, ours in _reference_layers(state_dict).items()
+        for kind in ("weight", "bias")
+    }
+    missing, unknown = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"these are not the weights of a reference ScalableViT: missing {missing or 'none'}, "
+            f"unknown {unknown or 'none'}"
+        )
+    return {names[key]: tensor for key, tensor in state_dict.items()}
+
+
+def _reference_layers(keys: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map the layers that a reference network with these keys must have to our names for them."""
+    layers = {"norm": "head.norm"} | (MLP_HEAD_NAMES if "head.0.weight" in keys else {"head": "head.fc"})
+    for stage in range(STAGES):
+        layers |= {
+            f"patch_embeds.{stage}.proj": f"backbone.stages.{stage}.patch_embed.proj",
+            f"patch_embeds.{stage}.norm": f"backbone.stages.{stage}.patch_embed.norm",
+            f"pos_block.{stage}.proj.0": f"backbone.stages.{stage}.peg.conv",
+        }
+        blocks = {int(key.split(".")[2]) for key in keys if _is_block_key(key, stage)}
+        for block in range(max(blocks, default=0) + 1):
+            theirs, ours = f"stages.{stage}.{block}", f"backbone.stages.{stage}.blocks.{block}"
+            attention: tuple[str, ...]
+            if block % 2 == 0:
+                attention = IWSA_LAYERS
+            else:
+                attention = SSA_LAYERS_UNREDUCED if f"{theirs}.attn.kv.weight" in keys else SSA_LAYERS
+            inner = ["norm1", *(f"attn.{layer}" for layer in attention), "norm2", "mlp.fc1", "mlp.fc2"]
+            layers |= {f"{theirs}.{layer}": f"{ours}.{BLOCK_NAMES.get(layer, layer)}" for layer in inner}
+    return layers
+
+
+def _is_block_key(key: str, stage: int) -> bool:
+    parts = key.split(".")
+    return len(parts) > 3 and parts[:2] == ["stages", str(stage)] and parts[2].isdigit()
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A network with what it takes to use it.
+
+    Attributes:
+        network: Images `(B, 3, H, W)` to logits `(B, K)`, in eval mode.
+        class_names: Names of the K classes.
+        preprocessing: What the images have to go through.
+    """
+
+    network: nn.Module
+    class_names: list[str]
+    preprocessing: Preprocessing
+
+
+def find_checkpoint(weights: str | Path) -> Path:
+    """Return the checkpoint that is meant: the file itself, or a run folder's best one, or else its last.
+
+    Raises:
+        ValueError: If there is none, or a URL is given.
+    """
+    if "://" in str(weights):
+        raise ValueError(f"{str(weights)!r} is a URL: download the file from a source you trust and give its path")
+    path = Path(weights)
+    if path.is_file():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise ValueError(
+        f"{str(path)!r} is neither a checkpoint nor a run folder with checkpoints/best.ckpt or checkpoints/last.ckpt: "
+        "check the path"
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, tensors and plain values only.
+
+    Raises:
+        ValueError: If the file is damaged, holds anything else, or is no checkpoint of this package.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {reason}") from error
+    record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "state_dict" not in checkpoint:
+        raise ValueError(f"{str(path)!r} is not a checkpoint of a scalablevit_pl run of schema {SCHEMA}")
+    return dict(checkpoint)
+
+
+def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
+    """Rebuild the classifier of a run folder or checkpoint, and load its weights strictly.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or its network cannot be rebuilt.
+    """
+    path = find_checkpoint(weights)
+    checkpoint = read_checkpoint(path)
+    record = checkpoint[RECORD_KEY]
+    network = _build_network(record["network"])
+    prefix = "network."
+    state_dict = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {str(path)!r} do not fit the network it describes: {error}") from error
+    return TrainedClassifier(network.eval(), record["class_names"], Preprocessing.from_dict(record["preprocessing"]))
+
+
+def describe_network(network: nn.Module, section: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Describe a network in plain values: its own `config`, or what a configuration made it of.
+
+    Args:
+        network: The network.
+        section: `class_path` and `init_args` that built it, for networks without a `config`.
+    """
+    config = getattr(network, "config", None)
+    if isinstance(config, dict):
+        return config
+    return dict(section) if section and section.get("class_path") == TIMM_FACTORY else None
+
+
+def _build_network(description: Mapping[str, Any] | None) -> nn.Module:
+    if description is None:
+        raise ValueError(
+            "this checkpoint's network has no description in plain values: use it with its --config instead"
+        )
+    if description.get("class_path") == TIMM_FACTORY:
+        import timm  # a third of a second that networks of ours need not wait for
+
+        network: nn.Module = timm.create_model(**description["init_args"] | {"pretrained": False})
+        return network
+    return build_classifier(description)

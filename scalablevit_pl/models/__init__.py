@@ -1,0 +1,26 @@
+"""The networks, in plain PyTorch."""
+
+from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention
+from scalablevit_pl.models.classifier import ImageClassifier
+from scalablevit_pl.models.factory import build_classifier, create_model, list_models
+from scalablevit_pl.models.scalablevit import (
+    ScalableViT,
+    scalablevit_b,
+    scalablevit_l,
+    scalablevit_nano,
+    scalablevit_s,
+)
+
+__all__ = [
+    "ImageClassifier",
+    "InteractiveWindowSelfAttention",
+    "ScalableSelfAttention",
+    "ScalableViT",
+    "build_classifier",
+    "create_model",
+    "list_models",
+    "scalablevit_b",
+    "scalablevit_l",
+    "scalablevit_nano",
+    "scalablevit_s",
+]

@@ -1,0 +1,224 @@
+"""The two attentions of ScalableViT, on token maps of shape `(B, H, W, C)`."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WindowPad = Literal["mask", "zero"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+    """Compute softmax(scale · query keyᵀ) value, for heads whose query and value widths may differ.
+
+    Args:
+        query: `(B, heads, N, D)`.
+        key: `(B, heads, M, D)`.
+        value: `(B, heads, M, E)`.
+        scale: Factor on the products of query and key.
+        dropout: Probability with which an attention weight is dropped.
+
+    Returns:
+        `(B, heads, N, E)`.
+    """
+    width = value.shape[-1]
+    surplus = query.shape[-1] - width
+    # Fused kernels want one width. Zeros add nothing to the products, and the value's extra columns are cut off again.
+    if surplus > 0:
+        value = F.pad(value, (0, surplus))
+    elif surplus < 0:
+        query, key = F.pad(query, (0, -surplus)), F.pad(key, (0, -surplus))
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
+    return attended[..., :width]
+
+
+def pad_to_multiple(tokens: Tensor, multiple: int) -> Tensor:
+    """Append zero rows and columns to `(B, H, W, C)` until `multiple` divides H and W."""
+    height, width = tokens.shape[1:3]
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
+
+
+class ScalableSelfAttention(nn.Module):
+    """Global attention whose query, key and value have spatial and channel sizes of their own (SSA).
+
+    Every token asks (query of C' = int(C · channel_ratio) channels); a map reduced by `spatial_ratio` along both sides
+    answers. With a spatial ratio of 1 nothing is reduced and the query has C channels. Source: arXiv 2203.10790,
+    section 3.2.
+
+    Args:
+        dim: Channels C of the token map.
+        num_heads: Heads; must divide C and C'.
+        spatial_ratio: Factor s by which the sides of the key and value map shrink.
+        channel_ratio: Factor c between C and the channels of query and key.
+        expand_value: Give the value C' channels too, as the published parameter count of ScalableViT-S implies, instead
+            of C as in the released weights. Without effect where the spatial ratio is 1.
+        attn_drop_rate: Dropout probability of attention weights.
+        drop_rate: Dropout probability of the output.
+
+    Raises:
+        ValueError: If the heads do not divide the channels, or a ratio is not positive.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spatial_ratio: int = 1,
+        channel_ratio: float = 1.0,
+        expand_value: bool = False,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if spatial_ratio < 1 or channel_ratio <= 0:
+            raise ValueError(
+                f"spatial_ratio must be at least 1 and channel_ratio positive, got {spatial_ratio} and {channel_ratio}"
+            )
+        key_dim = int(dim * channel_ratio) if spatial_ratio > 1 else dim
+        if key_dim < 1 or dim % num_heads or key_dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} must divide dim={dim} and the {key_dim} channels of query and key: "
+                "choose other heads or another channel_ratio"
+            )
+        value_dim = key_dim if expand_value else dim
+        self.num_heads = num_heads
+        self.spatial_ratio = spatial_ratio
+        self.scale = (channel_ratio * dim / num_heads) ** -0.5
+        self.attn_drop_rate = attn_drop_rate
+        self.q = nn.Linear(dim, key_dim)
+        if spatial_ratio > 1:
+            self.depthwise = nn.Conv2d(dim, dim, spatial_ratio, stride=spatial_ratio, groups=dim)
+            self.pointwise = nn.Conv2d(dim, key_dim, 1)
+            self.norm = nn.LayerNorm(key_dim, eps=1e-5)  # unlike the 1e-6 everywhere else, as in the released weights
+            self.k = nn.Linear(key_dim, key_dim)
+            self.v = nn.Linear(key_dim, value_dim)
+        else:
+            self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(value_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend from every token to the reduced map: `(B, H, W, C)` to `(B, H, W, C)`."""
+        batch, height, width, _ = tokens.shape
+        if self.spatial_ratio > 1:
+            reduced = self._reduce(tokens)
+            key, value = self.k(reduced), self.v(reduced)
+        else:
+            key, value = self.kv(tokens).chunk(2, dim=-1)
+        attended = attend(
+            self._split_heads(self.q(tokens)),
+            self._split_heads(key),
+            self._split_heads(value),
+            self.scale,
+            self.attn_drop_rate if self.training else 0.0,
+        )
+        merged = attended.transpose(1, 2).reshape(batch, height, width, -1)
+        output: Tensor = self.drop(self.proj(merged))
+        return output
+
+    def _reduce(self, tokens: Tensor) -> Tensor:
+        """Shrink `(B, H, W, C)` to `(B, ceil(H / s), ceil(W / s), C')`; the padding keeps every token in some patch."""
+        image = pad_to_multiple(tokens, self.spatial_ratio).permute(0, 3, 1, 2)
+        reduced = self.pointwise(self.depthwise(image)).permute(0, 2, 3, 1)
+        return F.gelu(self.norm(reduced))
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """View `(B, H, W, heads · D)` as `(B, heads, H · W, D)`."""
+        batch, height, width, channels = tokens.shape
+        return tokens.reshape(batch, height * width, self.num_heads, channels // self.num_heads).transpose(1, 2)
+
+
+class InteractiveWindowSelfAttention(nn.Module):
+    """Attention inside windows that exchange information through a convolution over all values (IWSA).
+
+    The values, merged to the whole map again, pass a depthwise 3×3 convolution (the local interactive module, LIM),
+    which is added to the windows' attention before the output projection. Source: arXiv 2203.10790, section 3.3.
+
+    Args:
+        dim: Channels C of the token map.
+        num_heads: Heads; must divide C.
+        window_size: Side of a window in tokens.
+        window_pad: What border windows see where the window does not divide the map. `mask`: their real tokens only.
+            `zero`: the map is filled up with zero tokens which take part, as in dense code of Swin and Twins.
+        attn_drop_rate: Dropout probability of attention weights.
+        drop_rate: Dropout probability of the output.
+
+    Raises:
+        ValueError: If the heads do not divide the channels, the window is empty or `window_pad` is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int = 7,
+        window_pad: WindowPad = "mask",
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide dim={dim}: choose other heads or channels")
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        if window_pad not in ("mask", "zero"):
+            raise ValueError(f"window_pad must be 'mask' or 'zero', got {window_pad!r}")
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.window_pad = window_pad
+        self.scale = (dim / num_heads) ** -0.5
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lim = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend inside windows and mix the values across them: `(B, H, W, C)` to `(B, H, W, C)`."""
+        height, width = tokens.shape[1:3]
+        padded = pad_to_multiple(tokens, self.window_size) if self.window_pad == "zero" else tokens
+        qkv = self.qkv(padded)
+        value = qkv[:, :height, :width].chunk(3, dim=-1)[2]
+        interaction = self.lim(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attended = self._attend_regions(qkv)[:, :height, :width]
+        output: Tensor = self.drop(self.proj(attended + interaction))
+        return output
+
+    def _attend_regions(self, qkv: Tensor) -> Tensor:
+        """Attend inside the windows of a map of any size: `(B, H, W, 3C)` to `(B, H, W, C)`.
+
+        Full windows, the right strip, the bottom strip and the corner are attended to apart, each with windows of its
+        own size: exact without a mask, and without a token that is not there.
+        """
+        rows = window_spans(qkv.shape[1], self.window_size)
+        columns = window_spans(qkv.shape[2], self.window_size)
+        bands = []
+        for top, bottom, tall in rows:
+            band = [self._attend_windows(qkv[:, top:bottom, left:right], tall, wide) for left, right, wide in columns]
+            bands.append(join(band, 2))
+        return join(bands, 1)
+
+    def _attend_windows(self, qkv: Tensor, tall: int, wide: int) -> Tensor:
+        """Attend inside windows of tall × wide tokens that fill the map: `(B, H, W, 3C)` to `(B, H, W, C)`."""
+        batch, height, width, _ = qkv.shape
+        rows, columns = height // tall, width // wide
+        split = qkv.reshape(batch, rows, tall, columns, wide, 3, self.num_heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        # The fused kernels take four dimensions, so all windows of all samples stand in the first.
+        query, key, value = split.reshape(3, batch * rows * columns, self.num_heads, tall * wide, -1)
+        attended = attend(query, key, value, self.scale, self.attn_drop_rate if self.training else 0.0)
+        merged = attended.reshape(batch, rows, columns, self.num_heads, tall, wide, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return merged.reshape(batch, height, width, -1)
+
+
+def window_spans(length: int, window: int) -> list[tuple[int, int, int]]:
+    """Cut a side into full windows and the rest: `(start, stop, window side)` of each part that is not empty."""
+    full = length - length % window
+    spans = [(0, full, window), (full, length, length - full)]
+    return [span for span in spans if span[1] > span[0]]
+
+
+def join(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate along `dim`, without the copy where there is one part only."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

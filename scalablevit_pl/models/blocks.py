@@ -1,0 +1,170 @@
+"""What a stage of ScalableViT is made of: patch embedding, position encoding, blocks."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention
+
+
+def initialize_weights(module: nn.Module) -> None:
+    """Initialize one layer in place, for `Module.apply`: the scheme of the released network.
+
+    Linear: truncated normal with std 0.02. Convolution: normal with std sqrt(2 / fan_out), where fan_out is kernel area
+    times output channels per group. Norms: 1. Biases: 0.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution to tokens, then LayerNorm over channels.
+
+    Args:
+        in_channels: Channels of the incoming map.
+        dim: Channels of the tokens.
+        patch_size: Side of the (overlapping) kernel; the padding is half of it, so that sizes are rounded up.
+        stride: Factor by which the map's sides shrink.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=stride, padding=patch_size // 2)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed `(B, C_in, H, W)` as tokens `(B, ceil(H / stride), ceil(W / stride), C)`."""
+        tokens: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
+        return tokens
+
+
+class PositionEncodingGenerator(nn.Module):
+    """Position information from a depthwise 3×3 convolution with a zero border (PEG, arXiv 2102.10882)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Add the encoding: `(B, H, W, C)` to `(B, H, W, C)`."""
+        encoding: Tensor = self.conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return tokens + encoding
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them, on each token alone."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform `(…, C)` to `(…, C)`."""
+        hidden = self.drop(F.gelu(self.fc1(tokens)))
+        output: Tensor = self.drop(self.fc2(hidden))
+        return output
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples and scale the others up (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Zero each sample of `(B, …)` with probability `rate` in training; the identity otherwise."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        keep = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1.0 - self.rate)
+        return branch * keep / (1.0 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Show the rate in the module's printed form."""
+        return f"rate={self.rate:.4g}"
+
+
+class ScalableViTBlock(nn.Module):
+    """Pre-norm transformer block: attention and MLP, each behind LayerNorm and a residual connection.
+
+    Args:
+        attn: The attention over `(B, H, W, C)`.
+        dim: Channels C.
+        mlp_ratio: Hidden channels of the MLP as a multiple of C.
+        drop_rate: Dropout probability inside the MLP.
+        drop_path_rate: Probability with which a residual branch is dropped for a sample.
+    """
+
+    def __init__(
+        self, attn: nn.Module, dim: int, mlp_ratio: float = 4.0, drop_rate: float = 0.0, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform `(B, H, W, C)` to `(B, H, W, C)`."""
+        attended: Tensor = self.drop_path(self.attn(self.norm1(tokens)))
+        tokens = tokens + attended
+        transformed: Tensor = self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens + transformed
+
+
+class ScalableViTStage(nn.Module):
+    """One resolution of the network: patch embedding, then blocks IWSA, SSA, IWSA … with a PEG after the first.
+
+    Args:
+        patch_embed: From the incoming map to this stage's tokens.
+        dim: Channels C of this stage.
+        attentions: The attention of each block, in order.
+        mlp_ratio: Hidden channels of the MLPs as a multiple of C.
+        drop_rate: Dropout probability after the patch embedding and inside the MLPs.
+        drop_path_rates: The stochastic depth rate of each block.
+    """
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        dim: int,
+        attentions: list[ScalableSelfAttention | InteractiveWindowSelfAttention],
+        mlp_ratio: float,
+        drop_rate: float,
+        drop_path_rates: list[float],
+    ) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.drop = nn.Dropout(drop_rate)
+        self.blocks = nn.ModuleList(
+            ScalableViTBlock(attn, dim, mlp_ratio, drop_rate, rate)
+            for attn, rate in zip(attentions, drop_path_rates, strict=True)
+        )
+        self.peg = PositionEncodingGenerator(dim)
+        self.grad_checkpointing = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Transform `(B, C_in, H, W)` to `(B, C, ceil(H / stride), ceil(W / stride))`, channels last in memory."""
+        tokens: Tensor = self.drop(self.patch_embed(image))
+        for index, block in enumerate(self.blocks):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+            if index == 0:
+                tokens = self.peg(tokens)
+        return tokens.permute(0, 3, 1, 2)

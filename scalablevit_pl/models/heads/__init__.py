@@ -1,0 +1,1 @@
+"""Heads: from a backbone's four maps to a task's output."""

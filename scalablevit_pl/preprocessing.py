@@ -1,0 +1,135 @@
+"""From an encoded image to what a network sees: one decoding function, the evaluation transform, the record of it."""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from torch import Tensor
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be decoded; the message names the file or row."""
+
+
+def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Image.Image:
+    """Decode an image as people see it: RGB, upright by its EXIF orientation.
+
+    Training, evaluation and prediction all decode here, so that they see the same pixels. Transparency is dropped as by
+    `Image.convert("RGB")`; 16-bit greyscale keeps its upper eight bits.
+
+    Args:
+        source: Encoded bytes, the path of a file, or an opened image.
+        name: What to call the image in an error; by default the path.
+
+    Raises:
+        UnreadableImageError: If the image is missing, damaged, truncated or of unknown format.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd EXIF and palettes: what matters raises
+            image = source if isinstance(source, Image.Image) else _open(source)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"cannot read {name}: {error}; mend or remove it") from error
+
+
+def _open(source: bytes | str | Path) -> Image.Image:
+    if (
+        ImageFile.LOAD_TRUNCATED_IMAGES
+    ):  # a global of Pillow that some libraries set: half an image would pass for whole
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    image.load()
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image, dtype=np.uint32)
+        return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The evaluation transform: resize the short side, crop the centre, normalize. Its values travel with weights.
+
+    The names and defaults are timm's: an `input_size` of 224 with a `crop_pct` of 0.875 resizes the short side to 256.
+
+    Attributes:
+        input_size: Side of the square that the network sees, in pixels.
+        crop_pct: Side of the centre crop as a fraction of the resized short side.
+        interpolation: Filter of the resize.
+        mean: Mean of each RGB channel, for pixels from 0 to 1.
+        std: Standard deviation of each RGB channel, likewise.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    input_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.input_size < 1:
+            raise ValueError(f"input_size must be at least 1 pixel, got {self.input_size}")
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if min(self.std) <= 0.0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Transform an RGB image of any size to `(3, input_size, input_size)`, float32, normalized."""
+        width, height = image.size
+        short = math.floor(self.input_size / self.crop_pct)
+        # The long side is rounded down, as torchvision's Resize does, so that both give the same pixels.
+        size = (short, short * height // width) if width <= height else (short * width // height, short)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
+        left, top = (round((side - self.input_size) / 2.0) for side in size)
+        image = image.crop((left, top, left + self.input_size, top + self.input_size))
+        return self.normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Normalize bytes `(…, 3, H, W)` to float32."""
+        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
+        return (pixels.float() / 255.0 - mean) / std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Undo `normalize`: normalized images `(…, 3, H, W)` to bytes."""
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return ((images * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: If a value is missing, unknown or out of its range.
+        """
+        try:
+            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no record of a preprocessing: {error}") from error

@@ -1,0 +1,115 @@
+"""The numbers of the released network, on weights and images filled by a formula."""
+
+import argparse
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scalablevit_pl.checkpoint import convert_reference_state_dict
+from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
+
+DATA = Path(__file__).parent / "data"
+SALT = "golden-v1"
+SIZES = {"small": "scalablevit_s", "base": "scalablevit_b", "large": "scalablevit_l"}
+TINY = json.loads((DATA / "tiny_configs.json").read_text())
+
+
+def fill(name: str) -> Iterator[tuple[str, Tensor]]:
+    for key, shape in json.loads((DATA / f"{name}_keys.json").read_text()).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{SALT}/{key}".encode()))
+        tensor = torch.randn(shape, generator=generator)
+        if key.endswith(".bias"):
+            tensor = 0.1 * tensor
+        elif len(shape) == 1:
+            tensor = 1 + 0.1 * tensor
+        else:
+            tensor = tensor / tensor[0].numel() ** 0.5
+        yield key, tensor
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{SALT}/image".encode())))
+
+
+def tiny(name: str) -> ImageClassifier:
+    config = TINY[name]
+    backbone = ScalableViT(
+        config["embed_dims"],
+        config["num_heads"],
+        config["depths"],
+        spatial_ratios=config["sr_ratios"],
+        channel_ratios=config["c_ratios"],
+    )
+    return ImageClassifier(backbone, config["num_classes"], "linear" if config.get("plain_head") else "mlp")
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@torch.no_grad()
+def test_published_sizes(size: str) -> None:
+    model = create_model(SIZES[size]).eval()
+    model.load_state_dict(convert_reference_state_dict(dict(fill(size))))
+    expected = load_file(DATA / f"{size}_expected.safetensors")
+    maps = model.backbone(image(2, 3, 224, 224))
+    assert_close(model.head.pool(maps), expected["pooled"], 5e-6)
+    assert_close(model.head(maps), expected["logits"], 5e-6)
+    # The means reach 11, so 5e-6 is five units in the last place of float32: as much as the number of threads moves them.
+    # In float64 only the golden numbers' own rounding is left.
+    for stage, feature in enumerate(model.double().backbone(image(2, 3, 224, 224).double()), start=1):
+        assert_close(feature.mean((2, 3)).float(), expected[f"stage{stage}_mean"], 5e-6)
+        assert_close(feature.std((2, 3)).float(), expected[f"stage{stage}_std"], 5e-6)
+        assert_close(maps[stage - 1].mean((2, 3)), expected[f"stage{stage}_mean"], 2e-5)
+        assert_close(maps[stage - 1].std((2, 3)), expected[f"stage{stage}_std"], 2e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_tiny_networks(name: str) -> None:
+    model = tiny(name).eval()
+    model.load_state_dict(convert_reference_state_dict(dict(fill(name))))
+    expected = load_file(DATA / f"{name}_expected.safetensors")
+    for height, width in ((224, 224), (224, 448)):
+        maps = model.backbone(image(1, 3, height, width))
+        assert_close(model.head.pool(maps), expected[f"pooled_{height}x{width}"], 5e-6)
+        assert_close(model.head(maps), expected[f"logits_{height}x{width}"], 5e-6)
+        if width == 224:
+            for stage, feature in enumerate(maps, start=1):
+                assert_close(feature, expected[f"stage{stage}"], 2e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_both_window_modes_are_the_released_function_at_multiples_of_224(name: str) -> None:
+    config = TINY[name]
+    backbone = ScalableViT(
+        config["embed_dims"],
+        config["num_heads"],
+        config["depths"],
+        spatial_ratios=config["sr_ratios"],
+        channel_ratios=config["c_ratios"],
+        window_pad="zero",
+    ).eval()
+    weights = convert_reference_state_dict(dict(fill(name)))
+    backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")})
+    for stage, feature in enumerate(backbone(image(1, 3, 224, 224)), start=1):
+        assert_close(feature, load_file(DATA / f"{name}_expected.safetensors")[f"stage{stage}"], 2e-5)
+
+
+def test_a_checkpoint_in_the_released_layout_is_read_without_running_code() -> None:
+    path = DATA / "tiny_c_official_format.pth"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(path, weights_only=True)
+    model = tiny("tiny_c").eval()
+    model.load_state_dict(convert_reference_state_dict(checkpoint["model"]))
+    with torch.no_grad():
+        logits = model(image(1, 3, 224, 224))
+    assert_close(logits, load_file(DATA / "tiny_c_expected.safetensors")["logits_224x224"], 5e-6)
