@@ -1,0 +1,179 @@
+"""Cut the Fashion-MNIST sample that ships with the package out of the original IDX files.
+
+python -m scalablevit_pl.data.samples.make_fashion_mnist_sample --idx FOLDER --out FOLDER
+"""
+
+import argparse
+import gzip
+import io
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IDX_PREFIXES = {"train": "train", "test": "t10k"}
+UNSIGNED_BYTE = 0x08
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read a gzip-compressed IDX file of unsigned bytes.
+
+    Args:
+        path: File to read.
+        dimensions: Dimensions the array must have: 1 for labels, 3 for images.
+
+    Returns:
+        The array, of the sizes its header states.
+
+    Raises:
+        ValueError: If the file is missing, is not gzip, or is not a complete IDX file of that many dimensions.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: --idx must name the folder with the four original *-ubyte.gz files.")
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a complete gzip file ({error}): fetch it again.") from error
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+        raise ValueError(f"{path} is not an IDX file of bytes in {dimensions} dimension(s): fetch the original file.")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    found, stated = len(content) - header, math.prod(shape)
+    if found != stated:
+        raise ValueError(f"{path} holds {found} bytes of data where its header states {stated}: fetch it again.")
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def first_of_each_class(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.intp]:
+    """Find the first `per_class` indices of each class, in ascending order.
+
+    Args:
+        labels: `(N,)`, values from 0 to 9.
+        per_class: Indices wanted of each class.
+
+    Returns:
+        `(10 · per_class,)`.
+
+    Raises:
+        ValueError: If a label names no class, or a class has fewer images.
+    """
+    if labels.size and labels.max() >= len(CLASS_NAMES):
+        raise ValueError(f"Label {labels.max()} names none of the {len(CLASS_NAMES)} classes: fetch the original file.")
+    counts = np.bincount(labels, minlength=len(CLASS_NAMES))
+    if counts.min() < per_class:
+        rarest = CLASS_NAMES[counts.argmin()]
+        raise ValueError(f"Class {rarest!r} has {counts.min()} images and {per_class} are wanted: ask for fewer.")
+    chosen = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
+    return np.sort(np.concatenate(chosen))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode a grey image `(H, W)` as PNG."""
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def build_split(folder: Path, split: str, per_class: int) -> Dataset:
+    """Build one split of the sample, in the original order.
+
+    Args:
+        folder: Folder with the original IDX files.
+        split: `train` or `test`.
+        per_class: Images to take of each class.
+
+    Returns:
+        A data set with the columns `image`, PNG bytes named after the image's index in the original file, and `label`.
+
+    Raises:
+        ValueError: If the files are missing, damaged, do not belong together, or hold too few images of a class.
+    """
+    prefix = IDX_PREFIXES[split]
+    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
+    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
+    if len(images) != len(labels):
+        raise ValueError(f"{folder} holds {len(images)} {prefix} images and {len(labels)} labels: fetch both again.")
+    indices = first_of_each_class(labels, per_class)
+    columns = {
+        "image": [{"bytes": encode_png(images[index]), "path": f"{index:05d}.png"} for index in indices],
+        "label": labels[indices].tolist(),
+    }
+    features = Features({"image": Image(), "label": ClassLabel(names=list(CLASS_NAMES))})
+    return Dataset.from_dict(columns, features=features)
+
+
+def write_parquet(dataset: Dataset, target: Path) -> None:
+    """Write a data set as parquet; `target` is either complete or untouched."""
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        dataset.to_parquet(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_sample(idx: Path, out: Path, train_per_class: int = 1000, test_per_class: int = 200) -> None:
+    """Write `train.parquet` and `test.parquet` into `out`; the same libraries give the same bytes.
+
+    Args:
+        idx: Folder with the four original IDX files.
+        out: Folder to write to; made if missing.
+        train_per_class: Images to take of each class of the training set.
+        test_per_class: Images to take of each class of the test set.
+
+    Raises:
+        ValueError: If the original files cannot be used; nothing is written then.
+    """
+    train = build_split(idx, "train", train_per_class)
+    test = build_split(idx, "test", test_per_class)
+    out.mkdir(parents=True, exist_ok=True)
+    write_parquet(train, out / "train.parquet")
+    write_parquet(test, out / "test.parquet")
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script; what is wrong with the files or folders ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scalablevit_pl.data.samples.make_fashion_mnist_sample",
+        description="Cut the Fashion-MNIST sample out of the original IDX files.",
+    )
+    parser.add_argument("--idx", type=Path, required=True, metavar="FOLDER", help="holds the four *-ubyte.gz files")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets train.parquet and test.parquet")
+    parser.add_argument("--train-per-class", type=positive, default=1000, help="images of each class (%(default)s)")
+    parser.add_argument("--test-per-class", type=positive, default=200, help="images of each class (%(default)s)")
+    options = parser.parse_args(arguments)
+    disable_progress_bars()
+    try:
+        make_sample(options.idx, options.out, options.train_per_class, options.test_per_class)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()
