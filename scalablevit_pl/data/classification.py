@@ -1,0 +1,195 @@
+"""Labelled images as batches, from any source that Hugging Face `datasets` reads."""
+
+import logging
+from typing import Any
+
+import datasets
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from scalablevit_pl.data.images import DatasetImages, Transform
+from scalablevit_pl.data.samplers import EvaluationSampler
+from scalablevit_pl.data.source import (
+    find_class_names,
+    find_image_column,
+    find_label_column,
+    label_indices,
+    load_splits,
+    select_split,
+)
+from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.preprocessing import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+VALIDATION_NAMES = ("validation", "val", "valid")
+STAGE_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class ClassificationDataModule(pl.LightningDataModule):
+    """Batches of a labelled image data set: `image (B, 3, H, W)`, `label (B,)` or soft `(B, K)`, `index (B,)`, `path`.
+
+    Args:
+        dataset: A data set's id on the Hub; a local folder with parquet files, or with one folder per class, with or
+            without a folder per split above them; or `fashion_mnist_sample`, which ships with the package.
+        revision: Commit, tag or branch on the Hub.
+        image_column: Name of the image column; by default the only one of type Image.
+        label_column: Name of the label column; by default the only one of type ClassLabel, or else `label`.
+        train_split: Split to train on.
+        val_split: Split to validate on; by default `validation`, or else a part of the training split.
+        test_split: Split to test and predict on.
+        val_fraction: Part of the training split that is validated on where there is no validation split.
+        val_seed: Seed of that cut.
+        batch_size: Samples of a batch on each process.
+        num_workers: Loader processes of each process.
+        preprocessing: Input size, crop and normalization: the evaluation transform.
+        augmentation: Random variation of training images; None trains on the evaluation transform.
+
+    Attributes:
+        class_names: The classes in the order of their indices, from `setup` on.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        revision: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        test_split: str = "test",
+        val_fraction: float = 0.1,
+        val_seed: int = 0,
+        batch_size: int = 128,
+        num_workers: int = 4,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen, so it can be shared
+        augmentation: Augmentation | None = Augmentation(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(f"need batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}")
+        if not 0.0 < val_fraction < 1.0:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+        self.dataset = dataset
+        self.revision = revision
+        self.image_column = image_column
+        self.label_column = label_column
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+        self.val_fraction = val_fraction
+        self.val_seed = val_seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.class_names: list[str] = []
+        self.images: dict[str, DatasetImages] = {}
+        self._mix: BatchMix | None = None
+
+    def prepare_data(self) -> None:
+        """Download and cache the data set, on one process of a node."""
+        load_splits(self.dataset, self.revision)
+
+    def setup(self, stage: str) -> None:
+        """Find columns, classes and the splits that the stage needs, and check their labels.
+
+        Raises:
+            ValueError: If a column or split is missing or ambiguous, or a label is none of the classes.
+        """
+        splits = load_splits(self.dataset, self.revision)
+        features = next(iter(splits.values())).features
+        image_column = find_image_column(features, self.image_column)
+        label_column = find_label_column(features, self.label_column)
+        self.class_names = find_class_names(splits, label_column, self.train_split)
+        for part in STAGE_PARTS[stage]:
+            split, indices = self._locate(splits, part)
+            rows = select_split(splits, split)
+            labels = None if part == "predict" else label_indices(rows, label_column, self.class_names, split)
+            transform = self._train_transform() if part == "train" else self.preprocessing
+            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices)
+            logger.info("%s: %d images of split %r", part, len(self.images[part]), split)
+
+    def _locate(self, splits: datasets.DatasetDict, part: str) -> tuple[str, list[int] | None]:
+        """Return the split and the rows (None: all) that make up the part `train`, `val`, `test` or `predict`."""
+        if part in ("test", "predict"):
+            return self.test_split, None
+        val_split = self.val_split or next((name for name in VALIDATION_NAMES if name in splits), None)
+        if val_split is not None:
+            return (val_split if part == "val" else self.train_split), None
+        # RandomState's stream is frozen for good, so the cut is the same with every version of NumPy.
+        rows = len(select_split(splits, self.train_split))
+        order = np.random.RandomState(self.val_seed).permutation(rows)
+        count = max(1, round(rows * self.val_fraction))
+        return self.train_split, sorted((order[:count] if part == "val" else order[count:]).tolist())
+
+    def _train_transform(self) -> Transform:
+        if self.augmentation is None:
+            return self.preprocessing
+        if self.augmentation.mixup > 0.0 or self.augmentation.cutmix > 0.0:
+            self._mix = BatchMix(self.augmentation, len(self.class_names))
+        return train_transform(self.preprocessing, self.augmentation)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of equal size; what does not fill a batch is left out of the epoch.
+
+        Raises:
+            ValueError: If there are fewer training images than a batch over all processes takes.
+        """
+        images, (processes, rank) = self.images["train"], self._processes()
+        if len(images) < self.batch_size * processes:
+            raise ValueError(
+                f"{len(images)} training images do not fill one batch of {self.batch_size} on {processes} process(es): "
+                f"set --data.batch_size to {max(1, len(images) // processes)} or less"
+            )
+        sampler: Sampler[int] | None = None
+        if processes > 1:
+            sampler = DistributedSampler(images, num_replicas=processes, rank=rank, drop_last=True)
+        return self._loader(images, sampler, shuffle=sampler is None, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation images, each image once."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test images, each image once."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test images without labels, each image once."""
+        return self._evaluation_loader("predict")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Mix the images of a training batch, on the device, which makes its labels soft."""
+        if self._mix is not None and self.trainer is not None and self.trainer.training:
+            batch["image"], batch["label"] = self._mix(batch["image"], batch["label"])
+        return batch
+
+    def _evaluation_loader(self, part: str) -> DataLoader[Batch]:
+        images = self.images[part]
+        return self._loader(images, EvaluationSampler(images, *self._processes()), shuffle=False, drop_last=False)
+
+    def _loader(
+        self, images: DatasetImages, sampler: Sampler[int] | None, shuffle: bool, drop_last: bool
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _processes(self) -> tuple[int, int]:
+        """Return the number of processes and this one's rank."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)

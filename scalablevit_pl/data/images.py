@@ -1,0 +1,87 @@
+"""Images as samples: the rows of a data set, or plain files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from scalablevit_pl.preprocessing import decode_image
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class DatasetImages(Dataset[dict[str, Any]]):
+    """Decoded and transformed images of one split.
+
+    Args:
+        rows: The split; its images are decoded here, not by `datasets`.
+        image_column: Name of the image column.
+        split: Name of the split, for errors.
+        transform: From an RGB image to a tensor.
+        labels: Class index of each row of the split; without them samples have no `label`.
+        indices: The rows that are meant; all by default.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        image_column: str,
+        split: str,
+        transform: Transform,
+        labels: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        self.image_column = image_column
+        self.split = split
+        self.transform = transform
+        self.labels = labels
+        self.indices = range(len(rows)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded; it names the file, or split and row.
+        """
+        index = self.indices[position]
+        stored = self.rows[index][self.image_column] or {}
+        path, content = stored.get("path") or "", stored.get("bytes")
+        if content is None and path:
+            image = decode_image(path)
+        else:
+            image = decode_image(content or b"", f"row {index} of split {self.split!r}")
+        sample: dict[str, Any] = {"image": self.transform(image), "index": index, "path": path}
+        return sample if self.labels is None else sample | {"label": self.labels[index]}
+
+
+class ImageFiles(Dataset[dict[str, Any]]):
+    """Image files without labels, for prediction.
+
+    Args:
+        paths: The files.
+        transform: From an RGB image to a tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return `image (3, H, W)`, `index` and `path`.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded; it names the file.
+        """
+        path = self.paths[index]
+        return {"image": self.transform(decode_image(path)), "index": index, "path": str(path)}

@@ -1,0 +1,161 @@
+"""Where labelled images come from (the Hub, a folder, the shipped sample), and how their columns are found."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+
+from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+
+SAMPLES = Path(__file__).parent / "samples"
+# Folder names that mean a split; every other folder is a class.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
+
+
+def load_splits(dataset: str, revision: str | None = None) -> datasets.DatasetDict:
+    """Load all splits of a data set, undecoded.
+
+    Args:
+        dataset: A local folder (parquet files, or one folder per class, with or without a folder per split above them),
+            the name of a sample in this package, or a data set's id on the Hub.
+        revision: Commit, tag or branch on the Hub.
+
+    Raises:
+        ValueError: If the folder is missing, empty or mixes both layouts, or the Hub does not give the data set.
+    """
+    shipped = SAMPLES / dataset
+    folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
+    if folder.is_dir():
+        return _load_folder(folder)
+    if folder.exists():
+        raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
+    if not _may_be_hub_id(dataset):
+        raise ValueError(f"there is no folder {dataset!r}: check the path")
+    try:
+        return datasets.load_dataset(dataset, revision=revision)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"there is no folder {dataset!r}, and the Hub does not give a data set of that name ({error}): check the "
+            "name and the network; for gated data accept its terms on the Hub and log in with `hf auth login`"
+        ) from error
+
+
+def _may_be_hub_id(dataset: str) -> bool:
+    parts = dataset.split("/")
+    return len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
+
+
+def _load_folder(folder: Path) -> datasets.DatasetDict:
+    if next(folder.rglob("*.parquet"), None) is not None:
+        return datasets.load_dataset(str(folder))
+    roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
+    others = [path.name for path in _subfolders(folder) if path not in roots.values()]
+    if roots and others:
+        raise ValueError(
+            f"{str(folder)!r} holds splits ({', '.join(root.name for root in roots.values())}) beside other folders "
+            f"({', '.join(others)}): have either class folders inside the splits, or class folders alone"
+        )
+    # Named one by one, since `datasets` would otherwise take an image called test_1.jpg for a part of a test split.
+    files = {name: _images_by_class(root) for name, root in (roots or {"train": folder}).items()}
+    return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images_by_class(root: Path) -> list[str]:
+    images = [
+        str(path)
+        for class_folder in _subfolders(root)
+        for path in sorted(class_folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not images:
+        raise ValueError(
+            f"{str(root)!r} holds neither parquet files nor class folders with images "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}): check the path and the layout"
+        )
+    return images
+
+
+def find_image_column(features: datasets.Features, named: str | None) -> str:
+    """Return the named image column, or the only one of type Image.
+
+    Raises:
+        ValueError: If there is no such column, or more than one.
+    """
+    return _only(
+        [name for name, feature in features.items() if isinstance(feature, datasets.Image)], named, features, "image"
+    )
+
+
+def find_label_column(features: datasets.Features, named: str | None) -> str:
+    """Return the named label column, the only one of type ClassLabel, or else one called `label`.
+
+    Raises:
+        ValueError: If there is no such column, or more than one.
+    """
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return _only(labels or [name for name in features if name == "label"], named, features, "label")
+
+
+def _only(candidates: list[str], named: str | None, columns: Iterable[str], kind: str) -> str:
+    if named is not None and named not in columns:
+        raise ValueError(f"{kind}_column {named!r} is none of the columns {', '.join(columns)}: correct the name")
+    if named is None and len(candidates) != 1:
+        found = f"{len(candidates)} {kind} columns ({', '.join(candidates)})" if candidates else f"no {kind} column"
+        raise ValueError(f"found {found} among the columns {', '.join(columns)}: name it with --data.{kind}_column")
+    return named or candidates[0]
+
+
+def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str) -> list[str]:
+    """Return the classes' names in the order of their indices: as declared, or else as found in the training split.
+
+    Names found are sorted; whole numbers found stand for themselves, up to the largest.
+
+    Raises:
+        ValueError: If the labels are neither names nor whole numbers.
+    """
+    feature = next(iter(splits.values())).features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    found = [label for label in select_split(splits, train_split).unique(column) if label is not None]
+    if found and all(isinstance(label, str) for label in found):
+        return sorted(found)
+    if found and all(isinstance(label, int) for label in found):
+        return [str(index) for index in range(max(found) + 1)]
+    raise ValueError(f"label_column {column!r} holds {feature}: expected class names or whole numbers from 0")
+
+
+def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
+    """Return the split of that name.
+
+    Raises:
+        ValueError: If there is none; it names those there are.
+    """
+    if split not in splits:
+        raise ValueError(f"there is no split {split!r}: choose among {', '.join(splits)}")
+    return splits[split]
+
+
+def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
+    """Return the class index of every row.
+
+    Raises:
+        ValueError: If a label is missing or none of the classes; it names the first such row.
+    """
+    labels = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    index_of = {name: index for index, name in enumerate(names)}
+    indices = [index_of.get(label) if isinstance(label, str) else label for label in labels]
+    wrong = [row for row, index in enumerate(indices) if index is None or not 0 <= index < len(names)]
+    if wrong:
+        raise ValueError(
+            f"the label {labels[wrong[0]]!r} of row {wrong[0]} of split {split!r} is none of the {len(names)} classes, "
+            f"and so are {len(wrong)} rows in all: correct them, or choose a split that has labels"
+        )
+    return [index for index in indices if index is not None]

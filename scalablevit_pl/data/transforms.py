@@ -1,0 +1,90 @@
+"""Random augmentation for training, by timm: of one image, and across a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from scalablevit_pl.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the defaults are the paper's recipe for ImageNet (DeiT's, as timm implements it).
+
+    Attributes:
+        scale: Range of the random crop's area, as a fraction of the image's.
+        ratio: Range of the random crop's aspect ratio.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of colour jitter; timm leaves it out while `auto_augment` is on.
+        auto_augment: timm's name of a policy such as `rand-m9-mstd0.5-inc1` (RandAugment), or None.
+        random_erasing: Probability with which one patch is filled with noise.
+        mixup: Alpha of mixup; 0 turns it off.
+        cutmix: Alpha of cutmix; 0 turns it off.
+        mix_prob: Probability with which a batch is mixed.
+        switch_prob: Probability of cutmix where both are on.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0)
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    random_erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+
+
+def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
+    """Build timm's training transform: an RGB image to a normalized `(3, input_size, input_size)`."""
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        preprocessing.input_size,
+        is_training=True,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.auto_augment,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=augmentation.random_erasing,
+        re_mode="pixel",
+        re_count=1,
+    )
+    return transform
+
+
+class BatchMix:
+    """Mixup or cutmix with one draw per batch, for batches of any size.
+
+    Label smoothing is the loss's business, so the mixed labels are not smoothed here.
+
+    Args:
+        augmentation: Says how strongly and how often.
+        num_classes: Width of the soft labels.
+    """
+
+    def __init__(self, augmentation: Augmentation, num_classes: int) -> None:
+        self.mixup = Mixup(  # type: ignore[no-untyped-call]
+            mixup_alpha=augmentation.mixup,
+            cutmix_alpha=augmentation.cutmix,
+            prob=augmentation.mix_prob,
+            switch_prob=augmentation.switch_prob,
+            label_smoothing=0.0,
+            num_classes=num_classes,
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images `(B, C, H, W)`, in place where it can, and labels `(B,)` to soft labels `(B, num_classes)`."""
+        batch = len(images)
+        if batch % 2:  # timm pairs the first with the last and refuses odd batches: the last image finds itself a twin
+            images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
+        images, soft_labels = self.mixup(images, labels)
+        return images[:batch], soft_labels[:batch]
