@@ -1,0 +1,111 @@
+"""Image classification: loss, accuracy, predictions."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule
+from scalablevit_pl.tasks.base import BaseTask
+
+Batch = dict[str, Any]
+PARTS = ("train", "val", "test")
+TOP = 5
+
+
+class ClassificationTask(BaseTask):
+    """Train and evaluate an image classifier.
+
+    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1, and
+    `{val,test}/samples`, how many samples were counted. With mixed labels `train/top1` asks for the heaviest class.
+
+    Args:
+        network: Takes images `(B, C, H, W)` to logits `(B, K)`; has an attribute `num_classes`.
+        optimizer: Makes the optimizer from parameter groups. Its learning rate holds for `base_batch_size`.
+        schedule: Makes the learning rate's course; called with the optimizer, `total_steps` and `steps_per_epoch`.
+        base_batch_size: Global batch for which the learning rate is given; None takes the rate as it is.
+        label_smoothing: Part of each training label that is spread over all classes.
+
+    Raises:
+        ValueError: If the network does not say how many classes it has, or the smoothing is out of its range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory = AdamW,
+        schedule: ScheduleFactory = WarmupCosineSchedule,
+        base_batch_size: int | None = 512,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__(network, optimizer, schedule, base_batch_size)
+        num_classes = getattr(network, "num_classes", None)
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(
+                f"{type(network).__name__} has num_classes={num_classes!r}: give a classifier that knows how many "
+                "(at least two) classes it has, such as scalablevit_pl.models.create_model or timm.create_model make"
+            )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(part, num_classes) for part in PARTS})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute logits `(B, K)` from images `(B, C, H, W)`."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch with labels `(B,)` or soft labels `(B, K)`."""
+        logits, label = self(batch["image"]), batch["label"]
+        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        hard_label = label.argmax(dim=1) if label.ndim == 2 else label
+        self._count("train", logits.detach(), hard_label, loss.detach())
+        self.log("train/step_loss", loss)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Count a batch and return its class probabilities `(B, K)`."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Count a batch and return its class probabilities `(B, K)`."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return class probabilities `(B, K)`."""
+        probabilities: Tensor = self(batch["image"]).float().softmax(dim=1)
+        return probabilities
+
+    def _evaluate(self, part: str, batch: Batch) -> Tensor:
+        logits = self(batch["image"]).float()
+        self._count(part, logits, batch["label"], F.cross_entropy(logits, batch["label"]))
+        probabilities: Tensor = logits.softmax(dim=1)
+        return probabilities
+
+    def _count(self, part: str, logits: Tensor, label: Tensor, loss: Tensor) -> None:
+        """Add a batch to the averages of its part and log them as they stand at the epoch's end."""
+        metrics: dict[str, Metric] = dict(self.metrics[f"{part}_metrics"].items())  # type: ignore[operator]
+        metrics["loss"].update(loss, weight=len(label))
+        metrics["top1"].update(logits, label)
+        metrics["top5"].update(logits, label)
+        if part != "train":
+            metrics["samples"].update(len(label))
+        for name, metric in metrics.items():
+            self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name in ("loss", "top1"))
+
+
+def _metrics(part: str, num_classes: int) -> nn.ModuleDict:
+    """Build the averages of one part; sums are float64, so that 50,000 samples add up alike in any order."""
+    metrics: dict[str, Metric] = {
+        "loss": MeanMetric().set_dtype(torch.float64),
+        "top1": MulticlassAccuracy(num_classes, average="micro"),
+        "top5": MulticlassAccuracy(num_classes, top_k=min(TOP, num_classes), average="micro"),
+    }
+    return nn.ModuleDict(metrics if part == "train" else metrics | {"samples": SumMetric().set_dtype(torch.float64)})
