@@ -1,0 +1,100 @@
+"""What a test leaves in its run folder: numbers, predictions and pictures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from scalablevit_pl.callbacks.prediction import PredictionTable
+from scalablevit_pl.plotting import draw_confusion, draw_predictions
+
+SHOWN = 40
+
+
+class EvaluationReport(pl.Callback):
+    """Write `test.json`, `predictions.csv`, `predictions.png` and `confusion.png` after a test, `val.json` likewise.
+
+    Args:
+        folder: The run folder.
+        checkpoint: Where the weights come from, for the record.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str | None) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with nothing counted."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.class_names: list[str] = datamodule.class_names
+        self.preprocessing = datamodule.preprocessing
+        self.table = PredictionTable(self.class_names)
+        self.confusion = MulticlassConfusionMatrix(len(self.class_names)).to(pl_module.device)
+        # A few images from all over the split, chosen before anything is known about their predictions.
+        samples = len(datamodule.images["test"])
+        self.shown = set(range(0, samples, max(1, math.ceil(samples / SHOWN))))
+        self.images: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Count a batch and keep the images that will be shown."""
+        self.table.add(batch, outputs)
+        self.confusion.update(outputs, batch["label"])
+        for position, index in enumerate(batch["index"].tolist()):
+            if index in self.shown:
+                self.images[index] = self._pixels(batch["image"][position])
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the processes' counts together, where all of them take part."""
+        self.counts = self.confusion.compute().cpu().numpy()
+        self.rows = self.table.gather()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the files."""
+        if not trainer.is_global_zero:
+            return
+        metrics = self._save_metrics("test", trainer)
+        self.table.save(self.rows, self.folder / "predictions.csv")
+        title = f"{self.folder.name}: top-1 {metrics['test/top1']:.4f} on {metrics['test/samples']:,.0f} test images"
+        draw_confusion(self.counts, self.class_names, self.folder / "confusion.png", title)
+        rows = [row for row in self.rows if row["index"] in self.images]
+        draw_predictions(
+            [self.images[row["index"]] for row in rows],
+            [row["label"] for row in rows],
+            [row["label_1"] for row in rows],
+            [float(row["probability_1"]) for row in rows],
+            self.folder / "predictions.png",
+            title,
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record the numbers of `scalablevit validate`; those of a fit are in metrics.csv."""
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            self._save_metrics("val", trainer)
+
+    def _pixels(self, image: Tensor) -> npt.NDArray[np.uint8]:
+        pixels: Tensor = self.preprocessing.denormalize(image.float())
+        return pixels.permute(1, 2, 0).cpu().numpy()
+
+    def _save_metrics(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
+        metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{part}/")
+        }
+        save_json(
+            {**metrics, "checkpoint": self.checkpoint, "processes": trainer.world_size}, self.folder / f"{part}.json"
+        )
+        return metrics
+
+
+def save_json(values: dict[str, Any], path: Path) -> None:
+    """Write plain values as JSON, aside first."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(values, indent=2) + "\n")
+    aside.replace(path)

@@ -1,0 +1,88 @@
+"""metrics.csv: every logged number of a run, in one file that survives a resume."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from scalablevit_pl.plotting import Curve
+
+
+class MetricsLog(Logger):
+    """Write metrics to one CSV file, a row per step that logged something.
+
+    Lightning's own CSVLogger deletes the file when a run is resumed in its folder. This one goes on with it, without
+    the rows that the resumed run is about to repeat.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """Return the run's name."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Return nothing: a run folder holds one run."""
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml is the record."""
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Take over what a file from an earlier part of the run says about steps before `step`."""
+        if self.path.is_file():
+            self.rows = {row: values for row, values in read_metrics(self.path).items() if row < step}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add numbers to the row of a step."""
+        self.rows.setdefault(step or 0, {}).update(metrics)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file aside and put it in place."""
+        if not self.rows:
+            return
+        names = sorted({name for row in self.rows.values() for name in row} - {"epoch"})
+        aside = self.path.with_name(f".{self.path.name}.part")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "epoch", *names])
+            writer.writeheader()
+            writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
+        aside.replace(self.path)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Save at the end, however it came."""
+        self.save()
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Read a metrics.csv: the numbers of each step."""
+    with path.open(newline="") as file:
+        return {
+            int(row.pop("step")): {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        }
+
+
+def curve(rows: Mapping[int, Mapping[str, float]], name: str, steps_per_epoch: int) -> Curve:
+    """Return one metric over the epochs."""
+    points: Iterator[tuple[float, float]] = (
+        ((step + 1) / steps_per_epoch, row[name]) for step, row in rows.items() if name in row
+    )
+    epochs, values = zip(*points, strict=True) if any(name in row for row in rows.values()) else ((), ())
+    return epochs, values

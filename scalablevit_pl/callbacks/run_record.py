@@ -1,0 +1,105 @@
+"""The record of a run: what was resolved, what its checkpoints need to be used alone, and its curves."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from scalablevit_pl.callbacks.evaluation import save_json
+from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
+from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network
+from scalablevit_pl.plotting import draw_curves
+
+logger = logging.getLogger(__name__)
+CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
+
+
+class RunRecord(pl.Callback):
+    """Compare data and network before the first step, write the record into checkpoints, `resolved.json`, `curves.png`.
+
+    It is the one place that sees task and datamodule together.
+
+    Args:
+        folder: The run folder.
+        config: The run's configuration in plain values.
+        stored: The record of the checkpoint that the weights come from, if any; the data must agree with it.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], stored: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.config = config
+        self.stored = stored
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that network, data and stored weights speak of the same classes and images.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        classes, outputs = len(datamodule.class_names), pl_module.num_classes
+        if classes != outputs:
+            raise ValueError(
+                f"the data has {classes} classes but the network has num_classes={outputs}: set "
+                f"--model.network.num_classes={classes}"
+            )
+        if self.stored is not None:
+            self._compare_with_stored(datamodule)
+
+    def _compare_with_stored(self, datamodule: Any) -> None:
+        current = {"class_names": datamodule.class_names, "preprocessing": datamodule.preprocessing.to_dict()}
+        for key, value in current.items():
+            if self.stored is not None and self.stored[key] != value:
+                raise ValueError(
+                    f"the weights were trained with {key} {self.stored[key]} but the data gives {value}: "
+                    "use the data and preprocessing that the weights were trained with"
+                )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say and save what was resolved; go on with the metrics of an earlier part of the run."""
+        if not trainer.is_global_zero:
+            return
+        resolved: dict[str, Any] = pl_module.resolved  # type: ignore[assignment]
+        save_json(resolved, self.folder / "resolved.json")
+        logger.info(
+            "%(parameters)s parameters, %(trainable_parameters)s of them trainable; global batch %(global_batch)s, "
+            "learning rate %(lr).3g, %(total_steps)s steps of which %(warmup_steps)s warm-up, "
+            "%(steps_per_epoch)s steps and %(samples_per_epoch)s samples an epoch",
+            {key: f"{value:,}" if isinstance(value, int) else value for key, value in resolved.items()},
+        )
+        for log in self._metrics_logs(trainer):
+            log.continue_from(trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what it takes to rebuild and use the network without this run's configuration."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint[RECORD_KEY] = {
+            "schema": SCHEMA,
+            "network": describe_network(pl_module.network, _network_section(self.config)),  # type: ignore[arg-type]
+            "class_names": list(datamodule.class_names),
+            "preprocessing": datamodule.preprocessing.to_dict(),
+            "config": self.config,
+        }
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the numbers so far and draw them."""
+        for log in self._metrics_logs(trainer):
+            log.save()
+            if trainer.is_global_zero and log.rows:
+                resolved: Any = pl_module.resolved
+                curves = {name: curve(log.rows, name, resolved["steps_per_epoch"]) for name in CURVES}
+                draw_curves(curves, self.folder / "curves.png", self.folder.name)
+
+    on_train_end = on_train_epoch_end
+
+    @staticmethod
+    def _metrics_logs(trainer: pl.Trainer) -> list[MetricsLog]:
+        return [log for log in trainer.loggers if isinstance(log, MetricsLog)]
+
+
+def _network_section(config: dict[str, Any]) -> dict[str, Any] | None:
+    section = config.get("model", {}).get("init_args", {}).get("network")
+    return section if isinstance(section, dict) else None
