@@ -62,7 +62,7 @@ def test_published_sizes(size: str) -> None:
     maps = model.backbone(image(2, 3, 224, 224))
     assert_close(model.head.pool(maps), expected["pooled"], 5e-6)
     assert_close(model.head(maps), expected["logits"], 5e-6)
-    # The means reach 11, so 5e-6 is five units in the last place of float32: as much as the number of threads moves them.
+    # The means reach 11, so 5e-6 is five units in their last place: as much as the number of threads moves them.
     # In float64 only the golden numbers' own rounding is left.
     for stage, feature in enumerate(model.double().backbone(image(2, 3, 224, 224).double()), start=1):
         assert_close(feature.mean((2, 3)).float(), expected[f"stage{stage}_mean"], 5e-6)
