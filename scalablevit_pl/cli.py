@@ -1,0 +1,275 @@
+"""The `scalablevit` command. What answers at once does so without importing torch."""
+
+import difflib
+import logging
+import sys
+import time
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+from scalablevit_pl import __version__
+from scalablevit_pl.run_folder import CONFIG, existing_run, run_folder
+
+PACKAGE = Path(__file__).parent
+# Beside the recipes in an installed package; in a checkout they lie at its top.
+CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+
+HELP = """\
+usage: scalablevit COMMAND [OPTIONS]
+
+Train, evaluate and use ScalableViT image classifiers.
+
+commands:
+  fit        train a network as a recipe says
+  validate   evaluate a run on its validation images
+  test       evaluate a run on its test images, with tables and pictures
+  predict    classify images
+
+options:
+  --help     show this page; after a command, the page of that command
+  --version  show the version
+
+examples:
+  scalablevit fit --config recipes/quickstart.yaml --run first
+  scalablevit test --run first
+  scalablevit predict --weights runs/first photo.jpg more_photos/ --out out.csv
+"""
+
+FIT_HELP = """\
+usage: scalablevit fit --config RECIPE [--config MORE] [OPTIONS]
+
+Train a network as a recipe says. Later files and options win over earlier ones.
+
+  --config FILE              a recipe, such as recipes/quickstart.yaml: a path,
+                             or one of those that come with the package
+  --run NAME                 folder runs/NAME for all that the run leaves
+                             (default: the recipe's name, date and time)
+  --resume last|best|FILE    go on from a checkpoint of the run
+  --seed_everything INT      seed of all random numbers
+
+data
+  --data.dataset NAME        id on the Hugging Face Hub, a folder (parquet, or
+                             one folder per class), or fashion_mnist_sample
+  --data.image_column NAME   where there is not exactly one of type Image
+  --data.label_column NAME   where there is not exactly one of type ClassLabel
+  --data.val_split NAME      default: validation, or else a tenth of train
+  --data.batch_size INT      samples of a batch on each process
+  --data.num_workers INT     loader processes of each process
+  --data.preprocessing.input_size INT     side of the network's input in pixels
+  --data.augmentation.auto_augment NAME   such as rand-m9-mstd0.5-inc1, or null
+  --data.augmentation.mixup FLOAT, --data.augmentation.cutmix FLOAT
+
+network and optimization
+  --model.network.name NAME             scalablevit_nano, _s, _b, _l
+  --model.network.num_classes INT       must be that of the data
+  --model.network.drop_path_rate FLOAT  stochastic depth
+  --model.optimizer.lr FLOAT            learning rate at base_batch_size
+  --model.base_batch_size INT|null      global batch that the rate is meant for
+  --model.label_smoothing FLOAT
+
+trainer (Lightning's, all of its options)
+  --trainer.max_epochs INT
+  --trainer.accelerator auto|cpu|gpu    --trainer.devices INT
+  --trainer.num_nodes INT               --trainer.strategy auto|ddp
+  --trainer.precision 32-true|bf16-mixed|16-mixed
+  --trainer.accumulate_grad_batches INT
+
+  --print_config   show the resolved configuration and stop
+  --traceback      show where an error came from
+  --help-all       show every option
+"""
+
+EVALUATE_HELP = """\
+usage: scalablevit {command} --run RUN [OPTIONS]
+
+{purpose}
+
+  --run NAME                 a run: a name below runs/, or a path; its
+                             config.yaml is used unless --config is given, and
+                             the results are written into it
+  --ckpt_path best|last|FILE weights (default: the run's best, or else its last)
+  --config FILE              a recipe instead of the run's own configuration
+  --data.batch_size INT      samples of a batch on each process
+  --data.num_workers INT     loader processes of each process
+  --trainer.accelerator auto|cpu|gpu    --trainer.devices INT
+  --print_config   show the resolved configuration and stop
+  --traceback      show where an error came from
+  --help-all       show every option
+"""
+
+PREDICT_HELP = """\
+usage: scalablevit predict --weights RUN|CHECKPOINT IMAGE|FOLDER ... [OPTIONS]
+       scalablevit predict --run RUN [OPTIONS]
+
+Classify image files, or the test images of a run's data set (into its
+predictions.csv). A row gives index, path, and the five most probable classes.
+
+image files
+  --weights PATH             a run folder (its best weights) or a checkpoint
+  --out FILE                 the CSV to write (default: to the screen)
+  --batch_size INT           images at a time (default: 32)
+  --num_workers INT          loader processes (default: 2)
+  --accelerator auto|cpu|gpu
+
+test images of a run
+  --run NAME                 a run: a name below runs/, or a path
+  --ckpt_path best|last|FILE weights (default: the run's best, or else its last)
+
+  --traceback      show where an error came from
+  --help-all       show every option of the second form
+"""
+
+PURPOSES = {
+    "validate": "Evaluate a run on its validation images; writes val.json.",
+    "test": "Evaluate a run on its test images; writes test.json, predictions.csv,\npredictions.png and confusion.png.",
+}
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, or 2 after an error that is said in one sentence.
+
+    Args:
+        args: The words after `scalablevit`; by default the process's own.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if args[0] == "--version":
+        sys.stdout.write(f"scalablevit_pl {__version__}\n")
+        return 0
+    command, options = args[0], args[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1) or ["--help"]
+        return fail(f"unknown command {command!r}: did you mean {near[0]}?")
+    if "--help" in options or "-h" in options:
+        sys.stdout.write(help_page(command))
+        return 0
+    show_log()
+    try:
+        run(command, [option for option in options if option != "--traceback"])
+    except Exception as error:
+        from scalablevit_pl.explanation import explain
+
+        sentence = None if "--traceback" in options else explain(error)
+        if sentence is None:
+            raise
+        return fail(sentence)
+    return 0
+
+
+def show_log() -> None:
+    """Let the package's messages appear on standard error, and none that are no use to its users."""
+    logger = logging.getLogger(__package__)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+            lambda record: not record.getMessage().startswith(("💡", "TPU available"))
+        )
+    for message in (
+        ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own, with a new torch
+        "Using `DistributedSampler` with the dataloaders",  # which for us counts no sample twice
+        "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's
+        "The '.*' does not have many workers",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def fail(sentence: str) -> int:
+    """Say what went wrong on standard error and return the exit status for it."""
+    sys.stderr.write(f"scalablevit: error: {sentence}\n")
+    return 2
+
+
+def help_page(command: str) -> str:
+    """Return the page of the options that people use."""
+    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP}
+    return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command])
+
+
+def run(command: str, options: list[str]) -> None:
+    """Run a command with its options."""
+    if command == "predict" and not has(options, "--run", "--config", "-c", "--help-all"):
+        from scalablevit_pl.prediction import predict_files
+
+        predict_files(options)
+        return
+    # Lightning starts the processes of further devices with sys.argv, so what is settled here has to stand there.
+    sys.argv[1:] = [command, *settle(command, options)]
+    from scalablevit_pl.experiment import ExperimentCLI
+
+    ExperimentCLI()
+
+
+def settle(command: str, options: list[str]) -> list[str]:
+    """Spell out what is short for something else: a recipe of the package, a run's own configuration, a run's name.
+
+    Raises:
+        ValueError: If there is no such recipe or run.
+    """
+    if "--help-all" in options:
+        return ["--help"]
+    words = split_values(options)
+    run = value_of(words, "--run")
+    if command != "fit" and run is not None:
+        words += ["--run", str(existing_run(run))]
+    if not has(words, "--config") and run is not None and (run_folder(run) / CONFIG).is_file():
+        words = ["--config", str(run_folder(run) / CONFIG), *words]
+    if run is None:
+        words += ["--run", default_run(value_of(words, "--config"), value_of(words, "--ckpt_path"))]
+    for position, word in enumerate(words[:-1]):
+        if word == "--config":
+            words[position + 1] = str(find_config(words[position + 1]))
+    return words
+
+
+def split_values(options: list[str]) -> list[str]:
+    """Write `--option=value` as two words where we look at the value, and synonyms by one name."""
+    names = {"-c": "--config", "--resume": "--ckpt_path"}
+    words: list[str] = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = names.get(name, name)
+        looked_at = name in ("--config", "--run", "--ckpt_path")
+        words += [name, value] if equals and looked_at else [name] if looked_at else [option]
+    return words
+
+
+def has(options: list[str], *names: str) -> bool:
+    """Tell whether one of the options is given."""
+    return any(option.partition("=")[0] in names for option in options)
+
+
+def value_of(words: list[str], name: str) -> str | None:
+    """Return the last value given to an option."""
+    values = [value for option, value in pairwise(words) if option == name]
+    return values[-1] if values else None
+
+
+def default_run(config: str | None, checkpoint: str | None) -> str:
+    """Name a run: that of the checkpoint if it lies in one, or else recipe, date and time."""
+    folder = Path(checkpoint or "").resolve().parent
+    if checkpoint and folder.name == "checkpoints" and (folder.parent / CONFIG).is_file():
+        return str(folder.parent)
+    return f"{Path(config or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def find_config(name: str) -> Path:
+    """Return the configuration of that name: a path, or below `configs/` of the package.
+
+    Raises:
+        ValueError: If there is none; it names the nearest.
+    """
+    for candidate in (Path(name), *(folder / name for folder in CONFIG_FOLDERS)):
+        if candidate.is_file():
+            return candidate
+    known = sorted(
+        {path.relative_to(folder).as_posix() for folder in CONFIG_FOLDERS for path in folder.glob("recipes/*")}
+    )
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise ValueError(f"there is no configuration {name!r}, neither here nor in the package: {hint}")

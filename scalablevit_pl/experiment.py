@@ -1,0 +1,128 @@
+"""The experiment commands: Lightning's command line, with one folder per run and its records."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.metrics_log import MetricsLog
+from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.callbacks.run_record import RunRecord
+from scalablevit_pl.checkpoint import RECORD_KEY, find_checkpoint, read_checkpoint
+from scalablevit_pl.explanation import explain_argument
+from scalablevit_pl.run_folder import claim_folder, run_folder
+
+logger = logging.getLogger(__name__)
+
+
+class ExperimentCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`, each in a run folder; reads `sys.argv`."""
+
+    def __init__(self) -> None:
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # it writes where the logger is; ours is written before anything expensive
+            auto_configure_optimizers=False,  # it knows no parameter groups; the task brings its own optimizer
+            seed_everything_default=0,
+            parser_kwargs={**options, **{command: dict(options) for command in self.subcommands()}},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands, each with those arguments of the trainer's method that are no options.
+
+        `weights_only` is none of them: no option lets a checkpoint run code.
+        """
+        hidden = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden | {"dataloaders", "verbose"},
+            "test": hidden | {"dataloaders", "verbose"},
+            "predict": hidden | {"dataloaders", "return_predictions"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the option that names the run folder."""
+        parser.add_argument("--run", type=str, help="Run folder: a name below runs/, or a path.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, then settle the run folder and the checkpoint before anything expensive is made.
+
+        Raises:
+            ValueError: If weights are needed and not given, or cannot be read.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise ValueError(explain_argument(str(error), self._subcommand_parsers.values())) from error
+        command, config = self.config.subcommand, self.config[self.config.subcommand]
+        self.folder = run_folder(config.run)
+        if config.ckpt_path in ("best", "last"):
+            config.ckpt_path = self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt"
+        elif config.ckpt_path is None and command != "fit":
+            config.ckpt_path = self.folder
+        self.stored: dict[str, Any] | None = None
+        if config.ckpt_path is not None:
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+            self.stored = read_checkpoint(Path(config.ckpt_path))[RECORD_KEY]
+            logger.info("weights from %s", config.ckpt_path)
+
+    def before_instantiate_classes(self) -> None:
+        """Make the run folder with its configuration, unless it holds another run."""
+        config = self.config[self.config.subcommand]
+        self._dump_config()
+        record = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        self.record = record | {"run": str(config.run)}
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            if self.config.subcommand == "fit":
+                claim_folder(self.folder, self.record, resume=config.ckpt_path is not None)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Make the trainer with the run folder as its home, our records and, for a fit, our loggers."""
+        settings = self.config_init[self.config.subcommand].trainer
+        if self.config.subcommand != "fit":
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        elif settings.logger in (None, True):
+            kwargs["logger"] = self._loggers()
+        if settings.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # the run record says in one line what matters of it
+        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+
+    def _loggers(self) -> list[Logger]:
+        return [
+            MetricsLog(self.folder / "metrics.csv"),
+            TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False),
+        ]
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        command, checkpoint = self.config.subcommand, self.config[self.config.subcommand].ckpt_path
+        ours: list[pl.Callback] = [RunRecord(self.folder, self.record, self.stored)]
+        if command == "fit":
+            if config["enable_checkpointing"] is not False:
+                ours += checkpoints(self.folder / "checkpoints")
+        elif command == "predict":
+            ours.append(PredictionWriter(self.folder / "predictions.csv"))
+        else:
+            ours.append(EvaluationReport(self.folder, checkpoint))
+        return super()._instantiate_trainer(config, [*callbacks, *ours])
+
+
+def checkpoints(folder: Path) -> list[pl.Callback]:
+    """Keep `last.ckpt`, from the end of each epoch, apart from `best.ckpt`, by `val/top1`."""
+    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/top1", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    return [best, last]

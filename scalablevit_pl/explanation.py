@@ -1,0 +1,112 @@
+"""One sentence for what went wrong, where a user can mend it."""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import re
+import traceback
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+PACKAGE = Path(__file__).parent
+# Lines of jsonargparse's messages that say where, not what.
+STRUCTURE = re.compile(r"Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value")
+REJECTED = re.compile(
+    r"(?:(?:Group '(?P<group>[^']+)'|Subcommand '\w+') does not accept option '([^']+)'"
+    r"|Option '([^']+)' is not accepted|unrecognized arguments: (\S+))"
+)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one sentence for an error that this package raised on purpose.
+
+    Anything else is a fault of the program or the machine: None, and its trace should be seen.
+
+    Args:
+        error: What was caught; its causes are looked through, since Lightning and jsonargparse wrap what they catch.
+    """
+    for cause in _chain(error):
+        if _is_ours(cause):
+            return str(cause).strip().splitlines()[-1].removeprefix(f"{_qualified_name(cause)}: ")
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Tell whether our code raised it, here or in a loader's process, whose errors arrive as text."""
+    if not isinstance(error, ValueError):
+        return False
+    if type(error).__module__.startswith(__package__):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and PACKAGE in Path(frames[-1].filename).parents
+
+
+def _qualified_name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def explain_argument(message: str, parsers: Iterable[ArgumentParser]) -> str:
+    """Shorten jsonargparse's message about the command line or a configuration to one sentence.
+
+    Args:
+        message: The message, of up to some thousand characters.
+        parsers: Know the valid options, to name the nearest.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    rejected = REJECTED.search(message)
+    if rejected:
+        name = next(text for text in rejected.groups()[-3:] if text).split("=")[0].lstrip("-")
+        where = [*keys, rejected["group"]] if rejected["group"] else keys
+        owners = re.findall(r"Problem with given class_path '([^']+)'", message[: rejected.start()])
+        known = _parameters(owners[-1]) if owners else _options(parsers)
+        return f"unknown option --{'.'.join([*where, name])}{_nearest(name, known, [] if not owners else keys)}"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    leaf = next((line for line in lines if not STRUCTURE.match(line)), lines[0])
+    if leaf.startswith("Problems parsing config"):
+        return " ".join(lines)
+    wrong = re.match(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. Got value: (.*))?$", leaf)
+    if wrong and keys:
+        given = wrong[3] or lines[-1].removeprefix("Given value: ")
+        return f"--{'.'.join(keys)}: expected {(wrong[1] or wrong[2]).replace('typing.', '')}, got {given!r}"
+    return f"--{'.'.join(keys)}: {leaf}" if keys else leaf
+
+
+def _options(parsers: Iterable[ArgumentParser]) -> list[str]:
+    options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
+    return [option.lstrip("-") for option in options]
+
+
+def _parameters(class_path: str) -> list[str]:
+    """List the arguments of a class or function, and as `argument.field` the fields of those that are dataclasses."""
+    module, _, name = class_path.rpartition(".")
+    called = getattr(importlib.import_module(module), name)
+    parameters = list(inspect.signature(called).parameters)
+    hints = typing.get_type_hints(getattr(called, "__init__") if isinstance(called, type) else called)  # noqa: B009
+    for parameter in list(parameters):
+        for kind in (hints.get(parameter), *typing.get_args(hints.get(parameter))):
+            if dataclasses.is_dataclass(kind):
+                parameters += [f"{parameter}.{field.name}" for field in dataclasses.fields(kind)]
+    return parameters
+
+
+def _nearest(name: str, known: Iterable[str], keys: list[str]) -> str:
+    """Return a hint at the option that is most alike, in whole or in its last part."""
+    by_ending: dict[str, str] = {}
+    for option in known:
+        by_ending.setdefault(option.rpartition(".")[2], option)
+        by_ending[option] = option
+    for text in (name, name.rpartition(".")[2]):
+        near = difflib.get_close_matches(text, by_ending, n=1)
+        if near:
+            return f": did you mean --{'.'.join([*keys, by_ending[near[0]]])}?"
+    return ": see --help-all"

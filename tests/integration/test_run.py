@@ -1,0 +1,156 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from integration.conftest import QUICK, Run
+from PIL import Image
+
+from scalablevit_pl.checkpoint import load_trained_classifier
+
+ALL_OF_VAL = "--trainer.limit_val_batches=1.0"
+PNG = b"\x89PNG"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_leaves_the_run_folder_as_promised(trained: Path) -> None:
+    run = trained / "runs" / "first"
+    names = {
+        str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts
+    }
+    assert names == {
+        "config.yaml",
+        "resolved.json",
+        "metrics.csv",
+        "curves.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
+    assert list(run.glob("tensorboard/events.*"))
+    assert (run / "curves.png").read_bytes().startswith(PNG)
+    resolved = json.loads((run / "resolved.json").read_text())
+    assert resolved["global_batch"] == 16
+    assert resolved["total_steps"] == 3
+    assert resolved["parameters"] == 2_761_378
+    metrics = read_csv(run / "metrics.csv")
+    for part in ("train", "val"):
+        assert all(any(row[f"{part}/{name}"] for row in metrics) for name in ("loss", "top1", "top5"))
+
+
+def test_checkpoints_hold_plain_values_only(trained: Path) -> None:
+    for name in ("best", "last"):
+        path = trained / "runs/first/checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        record = checkpoint["scalablevit_pl"]
+        assert "hyper_parameters" not in checkpoint
+        assert record["network"]["name"] == "scalablevit_nano"
+        assert record["class_names"][0] == "T-shirt/top"
+        assert record["preprocessing"]["input_size"] == 28
+        assert json.loads(json.dumps(record)) == record
+
+
+def test_config_of_a_run_starts_an_equal_run(trained: Path, scalablevit: Run) -> None:
+    done = scalablevit("fit", "--config", "runs/first/config.yaml", "--run", "again", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    weights = [load_trained_classifier(trained / "runs" / run).network.state_dict() for run in ("first", "again")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_test_writes_numbers_table_and_pictures(trained: Path, scalablevit: Run) -> None:
+    done = scalablevit("test", "--run", "first", "--trainer.enable_progress_bar=false", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    run = trained / "runs" / "first"
+    result = json.loads((run / "test.json").read_text())
+    rows = read_csv(run / "predictions.csv")
+    assert result["test/samples"] == len(rows) == 2000
+    right = sum(row["label"] == row["label_1"] for row in rows)
+    in_five = sum(row["label"] in [row[f"label_{rank}"] for rank in range(1, 6)] for row in rows)
+    assert result["test/top1"] == pytest.approx(right / 2000, abs=1e-6)
+    assert result["test/top5"] == pytest.approx(in_five / 2000, abs=1e-6)
+    assert result["checkpoint"].endswith("best.ckpt")
+    assert [int(row["index"]) for row in rows] == list(range(2000))
+    for name in ("predictions.png", "confusion.png"):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 400
+    assert (run / "metrics.csv").is_file()
+
+
+def test_validate_and_predict_write_into_the_run(trained: Path, scalablevit: Run) -> None:
+    shutil.copytree(trained / "runs/first", trained / "runs/copy")
+    quiet = "--trainer.enable_progress_bar=false"
+    done = scalablevit("validate", "--run", "copy", "--ckpt_path", "last", quiet, ALL_OF_VAL, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained / "runs/copy/val.json").read_text())
+    assert result["val/samples"] == 1000
+    assert result["checkpoint"].endswith("last.ckpt")
+    done = scalablevit("predict", "--run", "runs/copy", quiet, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert len(read_csv(trained / "runs/copy/predictions.csv")) == 2000
+
+
+def test_predict_classifies_image_files(trained: Path, scalablevit: Run, photos: Path) -> None:
+    words = ["predict", "--weights", "runs/first", str(photos), str(photos / "cat" / "test_0.jpg"), "--out", "x.csv"]
+    done = scalablevit(*words, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(trained / "x.csv")
+    assert [Path(row["path"]).name for row in rows[:4]] == [f"test_{index}.jpg" for index in range(4)]
+    assert len(rows) == 9
+    model = load_trained_classifier(trained / "runs/first")
+    with Image.open(rows[5]["path"]) as image, torch.inference_mode():
+        probabilities = model.network(model.preprocessing(image)[None]).softmax(1)[0]
+    assert float(rows[5]["probability_1"]) == pytest.approx(probabilities.max().item(), abs=1e-5)
+    assert rows[5]["label_1"] == model.class_names[probabilities.argmax()]
+
+
+def test_predict_writes_to_the_screen_without_out(trained: Path, scalablevit: Run, photos: Path) -> None:
+    done = scalablevit("predict", "--weights", "runs/first", str(photos / "cat"), cwd=trained)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert len(rows) == 4
+    assert list(rows[0])[:4] == ["index", "path", "label", "label_1"]
+
+
+def test_training_on_a_folder_of_classes(trained: Path, scalablevit: Run, photos: Path) -> None:
+    words = ["fit", "--config", "recipes/quickstart.yaml", "--run", "own", f"--data.dataset={photos}"]
+    own = ["--data.batch_size=2", "--data.val_fraction=0.25", "--model.network.num_classes=2"]
+    done = scalablevit(*words, *QUICK, *own, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert load_trained_classifier(trained / "runs/own").class_names == ["cat", "dog"]
+
+
+def test_resume_goes_on_where_the_run_stopped(trained: Path, scalablevit: Run) -> None:
+    shutil.copytree(trained / "runs/first", trained / "runs/longer")
+    words = ["fit", "--run", "longer", "--resume", "last", "--trainer.max_epochs=2"]
+    done = scalablevit(*words, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    steps = [int(row["step"]) for row in read_csv(trained / "runs/longer/metrics.csv")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 5
+    first = read_csv(trained / "runs/first/metrics.csv")
+    kept = {row["step"]: row for row in read_csv(trained / "runs/longer/metrics.csv")}
+    assert all(kept[row["step"]]["train/step_loss"] == row["train/step_loss"] for row in first)
+    assert yaml.safe_load((trained / "runs/longer/config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_two_processes_train_and_test(trained: Path, scalablevit: Run) -> None:
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = scalablevit("fit", "--config", "recipes/quickstart.yaml", "--run", "two", *QUICK, *devices, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((trained / "runs/two/resolved.json").read_text())["global_batch"] == 32
+    results = []
+    for options in (devices, ["--trainer.devices=1", "--trainer.strategy=auto"]):
+        done = scalablevit("test", "--run", "two", "--trainer.enable_progress_bar=false", *options, cwd=trained)
+        assert done.returncode == 0, done.stderr
+        assert len(read_csv(trained / "runs/two/predictions.csv")) == 2000
+        results.append(json.loads((trained / "runs/two/test.json").read_text()))
+    assert (results[0]["processes"], results[1]["processes"]) == (2, 1)
+    for name in ("test/samples", "test/top1", "test/top5"):
+        assert results[0][name] == results[1][name]
+    assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-6)

@@ -1,0 +1,77 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "scalablevit_pl"
+# What each part may import of the others; what is not named may import nothing of ours.
+ALLOWED = {
+    "preprocessing": set(),
+    "plotting": set(),
+    "run_folder": set(),
+    "explanation": set(),
+    "models": set(),
+    "checkpoint": {"models", "preprocessing"},
+    "optim": {"models"},
+    "tasks": {"models", "optim", "checkpoint"},
+    "data": {"preprocessing"},
+    "callbacks": {"models", "checkpoint", "optim", "plotting"},
+    "prediction": {"callbacks", "checkpoint", "data", "preprocessing", "tasks"},
+    "experiment": {"callbacks", "checkpoint", "explanation", "run_folder"},
+    "cli": {"experiment", "explanation", "prediction", "run_folder"},
+    "__main__": {"cli"},
+    "__init__": {"models", "tasks", "data"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        parts |= {module.split(".")[1] for module in modules if module.startswith("scalablevit_pl.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported_parts(path) - {part} <= ALLOWED[part]
+
+
+def test_nothing_prints_or_loads_pickles_that_run_code() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert getattr(node.func, "id", "") != "print", path
+                keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+                for name in ("weights_only", "strict"):
+                    value = keywords.get(name)
+                    in_zip = getattr(node.func, "id", "") == "zip"
+                    assert in_zip or not (isinstance(value, ast.Constant) and value.value is False), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "fit --help", "test --help", "predict --help"])
+def test_help_and_version_do_not_import_torch(option: str) -> None:
+    code = (
+        "import sys; from scalablevit_pl.cli import main; status = main(sys.argv[1:]);"
+        "sys.exit(status or 'torch' in sys.modules or 'jsonargparse' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *option.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", ["", "fit", "validate", "test", "predict"])
+def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
+    words = [sys.executable, "-m", "scalablevit_pl", *command.split(), "--help"]
+    page = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert max(len(line) for line in page.splitlines()) <= 80
+    assert len(page.splitlines()) <= 60
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, scalablevit_pl; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
