@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 RUN := quickstart-$(shell date +%Y%m%d-%H%M%S)
 CODE := scalablevit_pl tests docs
 
-.PHONY: quickstart test test-all lint format wheel-check clean
+FAST := -n 2 -m "not slow and not gpu and not network"
+
+.PHONY: quickstart test test-all test-oldest lint format wheel-check clean
 
 # Train nano on the sample, test it, and say where the pictures are.
 quickstart: $(VENV)/.installed
@@ -16,10 +18,16 @@ quickstart: $(VENV)/.installed
 	@ls -1 runs/$(RUN)/*.png
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow and not gpu and not network"
+	$(BIN)/pytest $(FAST)
 
 test-all: lint
 	$(BIN)/pytest -n 2
+
+# The fast tests with the oldest versions that pyproject.toml allows, in an environment of its own.
+test-oldest:
+	$(PYTHON) -m venv --clear build/oldest
+	build/oldest/bin/pip install --quiet --constraint tests/oldest.txt -e ".[dev]"
+	build/oldest/bin/pytest $(FAST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(CODE)

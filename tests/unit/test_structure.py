@@ -1,11 +1,14 @@
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "scalablevit_pl"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "scalablevit_pl"
 # What each part may import of the others; what is not named may import nothing of ours.
 ALLOWED = {
     "preprocessing": set(),
@@ -17,7 +20,7 @@ ALLOWED = {
     "optim": {"models"},
     "tasks": {"models", "optim", "checkpoint"},
     "data": {"preprocessing"},
-    "callbacks": {"models", "checkpoint", "optim", "plotting"},
+    "callbacks": {"models", "checkpoint", "optim", "plotting", "run_folder"},
     "prediction": {"callbacks", "checkpoint", "data", "preprocessing", "tasks"},
     "experiment": {"callbacks", "checkpoint", "explanation", "run_folder"},
     "cli": {"experiment", "explanation", "prediction", "run_folder"},
@@ -75,3 +78,9 @@ def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, scalablevit_pl; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = [line for line in (ROOT / "tests/oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert pinned == [re.sub(r"\[.*\]", "", bound).replace(">=", "==") for bound in bounds]
