@@ -1,6 +1,5 @@
 """Weights from elsewhere: the reference release's keys, and the checkpoints of our own runs."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from scalablevit_pl.preprocessing import Preprocessing
 RECORD_KEY = "scalablevit_pl"
 SCHEMA = 1
 TIMM_FACTORY = "timm.create_model"
+# Arguments of it that say where weights come from.
+TIMM_SOURCES = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 STAGES = 4
 IWSA_LAYERS = ("qkv", "lim_func", "proj")
 SSA_LAYERS = ("q", "reduction.0", "reduction.1", "norm_act.0", "k", "v", "proj")
@@ -125,9 +126,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {reason}") from error
+    except Exception as error:  # bytes that are no pickle make the reader raise almost anything
+        raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {_one_line(error)}") from error
     record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "state_dict" not in checkpoint:
         raise ValueError(f"{str(path)!r} is not a checkpoint of a scalablevit_pl run of schema {SCHEMA}")
@@ -143,16 +143,33 @@ def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
     path = find_checkpoint(weights)
     checkpoint = read_checkpoint(path)
     record = checkpoint[RECORD_KEY]
-    network = _build_network(record["network"])
-    prefix = "network."
-    state_dict = {
-        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
     try:
-        network.load_state_dict(state_dict)
+        network = _build_network(record["network"])
+        class_names = [str(name) for name in record["class_names"]]
+        preprocessing = Preprocessing.from_dict(record["preprocessing"])
+        tensors = _network_weights(checkpoint["state_dict"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} describes no network that can be rebuilt: {_one_line(error)}") from error
+    try:
+        network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {str(path)!r} do not fit the network it describes: {error}") from error
-    return TrainedClassifier(network.eval(), record["class_names"], Preprocessing.from_dict(record["preprocessing"]))
+        raise ValueError(
+            f"the weights in {str(path)!r} do not fit the network it describes: {_one_line(error)}"
+        ) from error
+    if len(class_names) != network.num_classes:
+        raise ValueError(f"{str(path)!r} names {len(class_names)} classes for a network with {network.num_classes}")
+    return TrainedClassifier(network.eval(), class_names, preprocessing)
+
+
+def _one_line(error: Exception) -> str:
+    """Shorten torch's messages, which may name hundreds of tensors on as many lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the network's weights out of a task's."""
+    prefix = "network."
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 def describe_network(network: nn.Module, section: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -160,12 +177,15 @@ def describe_network(network: nn.Module, section: Mapping[str, Any] | None = Non
 
     Args:
         network: The network.
-        section: `class_path` and `init_args` that built it, for networks without a `config`.
+        section: `class_path`, `init_args` and `dict_kwargs` that built it, for networks without a `config`.
     """
     config = getattr(network, "config", None)
     if isinstance(config, dict):
         return config
-    return dict(section) if section and section.get("class_path") == TIMM_FACTORY else None
+    if not section or section.get("class_path") != TIMM_FACTORY:
+        return None
+    # What timm hands on to the network stands apart in a configuration.
+    return {"class_path": TIMM_FACTORY, "init_args": {**section["init_args"], **section.get("dict_kwargs", {})}}
 
 
 def _build_network(description: Mapping[str, Any] | None) -> nn.Module:
@@ -174,8 +194,17 @@ def _build_network(description: Mapping[str, Any] | None) -> nn.Module:
             "this checkpoint's network has no description in plain values: use it with its --config instead"
         )
     if description.get("class_path") == TIMM_FACTORY:
-        import timm  # a third of a second that networks of ours need not wait for
-
-        network: nn.Module = timm.create_model(**description["init_args"] | {"pretrained": False})
-        return network
+        return _build_timm_network(description["init_args"])
     return build_classifier(description)
+
+
+def _build_timm_network(arguments: Mapping[str, Any]) -> nn.Module:
+    import timm  # a third of a second that networks of ours need not wait for
+
+    # A name may also mean a repository to download from, and a file other weights: what a checkpoint says builds the
+    # network and does nothing else.
+    if not timm.is_model(arguments["model_name"]):
+        raise ValueError(f"this checkpoint's network {arguments['model_name']!r} is not one that timm knows")
+    shape = {name: value for name, value in arguments.items() if name not in TIMM_SOURCES}
+    network: nn.Module = timm.create_model(**shape)
+    return network

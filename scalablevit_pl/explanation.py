@@ -31,7 +31,10 @@ def explain(error: BaseException) -> str | None:
     """
     for cause in _chain(error):
         if _is_ours(cause):
-            return str(cause).strip().splitlines()[-1].removeprefix(f"{_qualified_name(cause)}: ")
+            text = str(cause).strip()
+            if text.startswith("Caught "):  # a loader process sends its trace along, the message at its end
+                text = text.splitlines()[-1].removeprefix(f"{_qualified_name(cause)}: ")
+            return " ".join(text.split())
     return None
 
 

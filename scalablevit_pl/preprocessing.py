@@ -4,9 +4,9 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
             warnings.simplefilter("ignore")  # about odd EXIF and palettes: what matters raises
             image = source if isinstance(source, Image.Image) else _open(source)
             return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each of Pillow's decoders has its own way to give up
         raise UnreadableImageError(f"cannot read {name}: {error}; mend or remove it") from error
 
 
@@ -93,6 +93,10 @@ class Preprocessing:
             raise ValueError(f"input_size must be at least 1 pixel, got {self.input_size}")
         if not 0.0 < self.crop_pct <= 1.0:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean and std must have three entries, got {list(self.mean)} and {list(self.std)}")
         if min(self.std) <= 0.0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
 
@@ -129,7 +133,10 @@ class Preprocessing:
         Raises:
             ValueError: If a value is missing, unknown or out of its range.
         """
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"a record of a preprocessing holds {sorted(names)}, this one {sorted(values)}")
         try:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise ValueError(f"this is no record of a preprocessing: {error}") from error

@@ -9,6 +9,7 @@ import yaml
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
 
 
 def run_folder(run: str) -> Path:
@@ -38,11 +39,11 @@ def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
         ValueError: If the folder holds a run that this one does not resume, or whose data or model are not the same.
     """
     path = folder / CONFIG
-    if path.exists() and not resume:
+    if (folder / RESOLVED).exists() and not resume:
         raise ValueError(
             f"{str(folder)!r} already holds a run: choose another name with --run, or continue it with --resume last"
         )
-    if path.exists():
+    if path.exists() and resume:
         earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
         changed = differences({key: earlier.get(key) for key in ("model", "data")}, config)
         if changed:

@@ -10,6 +10,7 @@ from scalablevit_pl.callbacks.evaluation import save_json
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
 from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network
 from scalablevit_pl.plotting import draw_curves
+from scalablevit_pl.run_folder import RESOLVED
 
 logger = logging.getLogger(__name__)
 CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
@@ -42,7 +43,7 @@ class RunRecord(pl.Callback):
         if classes != outputs:
             raise ValueError(
                 f"the data has {classes} classes but the network has num_classes={outputs}: set "
-                f"--model.network.num_classes={classes}"
+                f"--model.network.num_classes={classes}, or --model.network.dict_kwargs.num_classes for a timm network"
             )
         if self.stored is not None:
             self._compare_with_stored(datamodule)
@@ -61,7 +62,7 @@ class RunRecord(pl.Callback):
         if not trainer.is_global_zero:
             return
         resolved: dict[str, Any] = pl_module.resolved  # type: ignore[assignment]
-        save_json(resolved, self.folder / "resolved.json")
+        save_json(resolved, self.folder / RESOLVED)
         logger.info(
             "%(parameters)s parameters, %(trainable_parameters)s of them trainable; global batch %(global_batch)s, "
             "learning rate %(lr).3g, %(total_steps)s steps of which %(warmup_steps)s warm-up, "

@@ -114,7 +114,7 @@ class ScalableSelfAttention(nn.Module):
             self.scale,
             self.attn_drop_rate if self.training else 0.0,
         )
-        merged = attended.transpose(1, 2).reshape(batch, height, width, -1)
+        merged = attended.transpose(1, 2).reshape(batch, height, width, self.proj.in_features)
         output: Tensor = self.drop(self.proj(merged))
         return output
 
@@ -202,14 +202,14 @@ class InteractiveWindowSelfAttention(nn.Module):
 
     def _attend_windows(self, qkv: Tensor, tall: int, wide: int) -> Tensor:
         """Attend inside windows of tall × wide tokens that fill the map: `(B, H, W, 3C)` to `(B, H, W, C)`."""
-        batch, height, width, _ = qkv.shape
-        rows, columns = height // tall, width // wide
-        split = qkv.reshape(batch, rows, tall, columns, wide, 3, self.num_heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        batch, height, width, channels = qkv.shape
+        rows, columns, heads, dim = height // tall, width // wide, self.num_heads, channels // (3 * self.num_heads)
+        split = qkv.reshape(batch, rows, tall, columns, wide, 3, heads, dim).permute(5, 0, 1, 3, 6, 2, 4, 7)
         # The fused kernels take four dimensions, so all windows of all samples stand in the first.
-        query, key, value = split.reshape(3, batch * rows * columns, self.num_heads, tall * wide, -1)
+        query, key, value = split.reshape(3, batch * rows * columns, heads, tall * wide, dim)
         attended = attend(query, key, value, self.scale, self.attn_drop_rate if self.training else 0.0)
-        merged = attended.reshape(batch, rows, columns, self.num_heads, tall, wide, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return merged.reshape(batch, height, width, -1)
+        merged = attended.reshape(batch, rows, columns, heads, tall, wide, dim).permute(0, 1, 4, 2, 5, 3, 6)
+        return merged.reshape(batch, height, width, heads * dim)
 
 
 def window_spans(length: int, window: int) -> list[tuple[int, int, int]]:

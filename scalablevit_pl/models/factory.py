@@ -54,7 +54,7 @@ def create_model(
         ValueError: If the name is unknown or a value does not fit.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown model {name!r}: did you mean {near!r}? There are {', '.join(MODELS)}")
     build, default_head = MODELS[name]
     drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}

@@ -67,8 +67,12 @@ class ScalableViT(nn.Module):
         for argument, values in per_stage.items():
             if len(values) != len(STRIDES):
                 raise ValueError(f"{argument} must have four entries, one for each stage, got {list(values)}")
-        if min(depths) < 1:
-            raise ValueError(f"depths must be at least 1 in every stage, got {list(depths)}")
+            if argument != "channel_ratios" and min(values) < 1:
+                raise ValueError(f"{argument} must be at least 1 in every stage, got {list(values)}")
+        if in_channels < 1 or mlp_ratio <= 0:
+            raise ValueError(
+                f"in_channels must be at least 1 and mlp_ratio positive, got {in_channels} and {mlp_ratio}"
+            )
         for argument, rate in {
             "drop_path_rate": drop_path_rate,
             "drop_rate": drop_rate,

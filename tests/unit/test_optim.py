@@ -1,0 +1,171 @@
+"""Weight decay by kind of parameter, and the learning rate of every step."""
+
+import math
+from typing import Any
+
+import pytest
+import timm
+import timm.optim
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from scalablevit_pl.models import create_model
+from scalablevit_pl.optim import WarmupCosineSchedule, parameter_groups
+
+
+def names(network: nn.Module, group: dict[str, Any]) -> set[str]:
+    members = [id(parameter) for parameter in group["params"]]
+    assert len(set(members)) == len(members)
+    return {name for name, parameter in network.named_parameters() if id(parameter) in members}
+
+
+def formula(step: int, base: float, total: int, warmup: int, warmup_lr: float, min_lr: float) -> float:
+    if step < warmup:
+        return warmup_lr + step * (base - warmup_lr) / warmup
+    return min_lr + (base - min_lr) * math.cos(math.pi * min(step / total, 1) / 2) ** 2
+
+
+def course(optimizer: Optimizer, schedule: WarmupCosineSchedule, steps: int) -> list[list[float]]:
+    """Learning rates of all groups at each of the next steps."""
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def optimizer_with(*rates: float) -> Optimizer:
+    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
+
+
+def test_biases_norms_and_position_encodings_take_no_weight_decay() -> None:
+    network = create_model("scalablevit_nano", num_classes=10, head="mlp")
+    decayed, exempt = parameter_groups(network)
+    assert set(decayed) == {"params"}
+    assert exempt["weight_decay"] == 0.0
+    expected = {
+        name
+        for name, parameter in network.named_parameters()
+        if name.endswith("bias") or "norm" in name or "peg" in name
+    }
+    assert names(network, exempt) == expected
+    assert names(network, decayed) == {name for name, _ in network.named_parameters()} - expected
+    assert "backbone.stages.0.blocks.0.attn.lim.weight" not in expected
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timm_networks_are_split_as_timm_splits_them(name: str) -> None:
+    network = timm.create_model(name, num_classes=3)
+    listed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    theirs = timm.optim.param_groups_weight_decay(network, 0.05, no_weight_decay_list=listed)
+    expected = {group["weight_decay"]: names(network, group) for group in theirs}
+    decayed, exempt = parameter_groups(network)
+    assert names(network, decayed) == expected[0.05]
+    assert names(network, exempt) == expected[0.0]
+
+
+def test_what_a_timm_network_lists_is_exempt_even_if_it_is_no_vector() -> None:
+    network = timm.create_model("test_vit", num_classes=3)
+    _, exempt = parameter_groups(network)
+    assert network.pos_embed.ndim == 3
+    assert "pos_embed" in names(network, exempt)
+
+
+def test_biases_of_two_dimensions_and_scalars_are_exempt() -> None:
+    network = nn.Module()
+    network.table = nn.Module()
+    network.table.bias = nn.Parameter(torch.zeros(2, 3))
+    network.temperature = nn.Parameter(torch.tensor(1.0))
+    network.bias_table = nn.Parameter(torch.zeros(2, 3))
+    decayed, exempt = parameter_groups(network)
+    assert names(network, decayed) == {"bias_table"}
+    assert names(network, exempt) == {"table.bias", "temperature"}
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_come_once() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    network[0].requires_grad_(False)
+    network[2].weight = network[1].weight
+    decayed, exempt = parameter_groups(network)
+    assert decayed["params"] == [network[1].weight]
+    assert names(network, exempt) == {"1.bias", "2.bias"}
+
+
+def test_groups_without_parameters_are_left_out() -> None:
+    network = nn.Linear(2, 2)
+    network.weight.requires_grad_(False)
+    assert [set(group) for group in parameter_groups(network)] == [{"params", "weight_decay"}]
+    network.requires_grad_(False)
+    assert parameter_groups(network) == []
+
+
+def test_the_optimizer_s_own_decay_is_for_the_first_group_only() -> None:
+    optimizer = AdamW(parameter_groups(create_model("scalablevit_nano")), weight_decay=0.07)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.07, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("total", "steps_per_epoch", "warmup_epochs", "warmup"),
+    [
+        (40, 4, 5.0, 20),
+        (40, 4, 0.0, 0),
+        (30, 10, 0.3, 3),
+        (30, 7, 0.1, 1),  # 0.7 steps
+        (30, 4, 1.3, 5),  # 5.2 steps
+        (5, 2, 4.0, 8),  # a warm-up longer than the training
+        (1, 1, 0.0, 0),
+    ],
+)
+def test_every_step_has_the_learning_rate_of_the_formula(
+    total: int, steps_per_epoch: int, warmup_epochs: float, warmup: int
+) -> None:
+    bases = (1e-3, 4e-2, 5e-6)
+    optimizer = optimizer_with(*bases)
+    schedule = WarmupCosineSchedule(optimizer, total, steps_per_epoch, warmup_epochs, warmup_lr=2e-6, min_lr=3e-5)
+    rates = course(optimizer, schedule, total + 10)
+    for step, actual in enumerate(rates):
+        expected = [formula(step, base, total, warmup, 2e-6, 3e-5) for base in bases]
+        assert actual == pytest.approx(expected, rel=1e-9, abs=1e-15), step
+
+
+def test_the_paper_s_course_is_the_default() -> None:
+    optimizer = optimizer_with(1e-3)
+    rates = [rate for (rate,) in course(optimizer, WarmupCosineSchedule(optimizer, 300, 1), 310)]
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[4] == pytest.approx(1e-6 + (1e-3 - 1e-6) * 4 / 5)
+    # The cosine began at step 0, so the warm-up ends a little below the base rate.
+    assert rates[5] == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * 5 / 300)))
+    assert rates[150] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[300:] == pytest.approx([1e-5] * 10)
+    assert max(rates) == rates[5]
+
+
+@pytest.mark.parametrize("stop", [2, 5, 17, 24])
+def test_a_schedule_goes_on_where_it_was_saved(stop: int) -> None:
+    def build() -> tuple[Optimizer, WarmupCosineSchedule]:
+        optimizer = optimizer_with(1e-3, 4e-2)
+        return optimizer, WarmupCosineSchedule(optimizer, 20, 2, 2.5)
+
+    whole = course(*build(), 30)
+    optimizer, schedule = build()
+    course(optimizer, schedule, stop)
+    states = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = build()
+    optimizer.load_state_dict(states[0])
+    schedule.load_state_dict(states[1])
+    assert course(optimizer, schedule, 30 - stop) == whole[stop:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"total_steps": 0}, "got 0 and 5.0"),
+        ({"total_steps": -4}, "got -4 and 5.0"),
+        ({"warmup_epochs": -0.5}, "got 10 and -0.5"),
+    ],
+)
+def test_schedules_without_steps_or_with_negative_warm_up_are_named(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"total_steps must be at least 1 and warmup_epochs not negative, {named}"):
+        WarmupCosineSchedule(optimizer_with(1e-3), **{"total_steps": 10, "steps_per_epoch": 2} | arguments)
