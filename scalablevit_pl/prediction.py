@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.checkpoint import load_trained_classifier
 from scalablevit_pl.data.images import ImageFiles
-from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.data.source import images_below
 from scalablevit_pl.tasks import ClassificationTask
 
 
@@ -59,9 +59,7 @@ def find_images(sources: Iterable[Path]) -> list[Path]:
     """
     paths: list[Path] = []
     for source in sources:
-        found = [source]
-        if source.is_dir():
-            found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = images_below(source) if source.is_dir() else [source]
         if not found or not (source.is_file() or source.is_dir()):
             missing = "holds no images" if source.is_dir() else "does not exist"
             raise ValueError(f"{str(source)!r} {missing}: give image files or folders with images")
@@ -83,7 +81,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
         if name.startswith("-") and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ValueError(f"unknown option {name}: did you mean {near}?")
-    arguments = parser.parse_args(options)
+    arguments = parser.parse_intermixed_args(options)
     if arguments.batch_size < 1 or arguments.num_workers < 0:
         raise ValueError(
             f"need --batch_size ≥ 1 and --num_workers ≥ 0, got {arguments.batch_size} and {arguments.num_workers}"

@@ -145,9 +145,11 @@ class ClassificationDataModule(pl.LightningDataModule):
         """
         images, (processes, rank) = self.images["train"], self._processes()
         if len(images) < self.batch_size * processes:
+            possible = len(images) // processes
+            remedy = f"set --data.batch_size to {possible} or less" if possible else "add images"
             raise ValueError(
                 f"{len(images)} training images do not fill one batch of {self.batch_size} on {processes} process(es): "
-                f"set --data.batch_size to {max(1, len(images) // processes)} or less"
+                f"{remedy}"
             )
         sampler: Sampler[int] | None = None
         if processes > 1:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import pyarrow
 
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
 
@@ -25,12 +26,13 @@ def load_splits(dataset: str, revision: str | None = None) -> datasets.DatasetDi
         revision: Commit, tag or branch on the Hub.
 
     Raises:
-        ValueError: If the folder is missing, empty or mixes both layouts, or the Hub does not give the data set.
+        ValueError: If the folder is missing, empty or mixes both layouts, a file in it is damaged, or the Hub does not
+            give the data set.
     """
     shipped = SAMPLES / dataset
     folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
     if folder.is_dir():
-        return _load_folder(folder)
+        return load_class_folders(folder) if not _holds_parquet(folder) else _load_parquet(folder)
     if folder.exists():
         raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
     if not _may_be_hub_id(dataset):
@@ -49,9 +51,28 @@ def _may_be_hub_id(dataset: str) -> bool:
     return len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
 
 
-def _load_folder(folder: Path) -> datasets.DatasetDict:
-    if next(folder.rglob("*.parquet"), None) is not None:
+def _holds_parquet(folder: Path) -> bool:
+    """Tell whether parquet files lie where data sets have them, and not among the images of a class."""
+    places = [folder, folder / "data", *(folder / name for names in SPLIT_FOLDERS.values() for name in names)]
+    return any(next(place.glob("*.parquet"), None) for place in places)
+
+
+def _load_parquet(folder: Path) -> datasets.DatasetDict:
+    try:
         return datasets.load_dataset(str(folder))
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"cannot read the parquet files in {str(folder)!r}: {reason}; mend or remove them") from error
+
+
+def load_class_folders(folder: Path) -> datasets.DatasetDict:
+    """Load images that lie in one folder per class, at any depth below it; the files stay where they are.
+
+    The classes are those of all splits together, sorted by name. Hidden files and folders are left out.
+
+    Raises:
+        ValueError: If there are no class folders, one of them holds no image, or they lie beside folders of splits.
+    """
     roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
     others = [path.name for path in _subfolders(folder) if path not in roots.values()]
     if roots and others:
@@ -59,28 +80,53 @@ def _load_folder(folder: Path) -> datasets.DatasetDict:
             f"{str(folder)!r} holds splits ({', '.join(root.name for root in roots.values())}) beside other folders "
             f"({', '.join(others)}): have either class folders inside the splits, or class folders alone"
         )
-    # Named one by one, since `datasets` would otherwise take an image called test_1.jpg for a part of a test split.
-    files = {name: _images_by_class(root) for name, root in (roots or {"train": folder}).items()}
-    return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False)
+    found = {split: _images_by_class(root) for split, root in (roots or {"train": folder}).items()}
+    names = sorted({name for classes in found.values() for name in classes})
+    empty = [name for name in names if not any(classes.get(name) for classes in found.values())]
+    if empty:
+        raise ValueError(
+            f"the class folder(s) {', '.join(empty)} in {str(folder)!r} hold no image: remove or fill them"
+        )
+    # Not by the builder "imagefolder", which takes an image called test_1.jpg for a part of a test split, names with
+    # brackets for patterns, and the innermost folder for the class.
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {
+                    "image": [path for paths in classes.values() for path in paths],
+                    "label": [name for name, paths in classes.items() for _ in paths],
+                },
+                features=features,
+            )
+            for split, classes in found.items()
+        }
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images_by_class(root: Path) -> list[str]:
-    images = [
-        str(path)
-        for class_folder in _subfolders(root)
-        for path in sorted(class_folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not images:
+def _images_by_class(root: Path) -> dict[str, list[str]]:
+    classes = {path.name: [str(image) for image in images_below(path)] for path in _subfolders(root)}
+    if not any(classes.values()):
         raise ValueError(
             f"{str(root)!r} holds neither parquet files nor class folders with images "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}): check the path and the layout"
         )
-    return images
+    return classes
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the image files in a folder and below, sorted, without hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
@@ -124,11 +170,12 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     feature = next(iter(splits.values())).features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
-    found = [label for label in select_split(splits, train_split).unique(column) if label is not None]
-    if found and all(isinstance(label, str) for label in found):
-        return sorted(found)
-    if found and all(isinstance(label, int) for label in found):
-        return [str(index) for index in range(max(found) + 1)]
+    if isinstance(feature, datasets.Value):  # else a list of labels, or worse
+        found = [label for label in select_split(splits, train_split).unique(column) if label is not None]
+        if found and all(isinstance(label, str) for label in found):
+            return sorted(found)
+        if found and all(isinstance(label, int) for label in found):
+            return [str(index) for index in range(max(found) + 1)]
     raise ValueError(f"label_column {column!r} holds {feature}: expected class names or whole numbers from 0")
 
 

@@ -1,0 +1,310 @@
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+
+from scalablevit_pl.data import Augmentation, ClassificationDataModule
+from scalablevit_pl.data.images import DatasetImages, ImageFiles
+from scalablevit_pl.data.samplers import EvaluationSampler
+from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError, decode_image
+
+MakeFiles = Callable[..., Path]
+SMALL = Preprocessing(8, 0.8, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+PLAIN = Augmentation(auto_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0)
+MIXED = Augmentation(auto_augment=None, random_erasing=0.0, mixup=0.8, cutmix=1.0)
+
+
+def make_data(folder: Path | str, stage: str = "fit", **arguments: Any) -> ClassificationDataModule:
+    values = {"batch_size": 4, "num_workers": 0, "preprocessing": SMALL, "augmentation": PLAIN} | arguments
+    data = ClassificationDataModule(str(folder), **values)
+    data.setup(stage)
+    return data
+
+
+def indices(loader: DataLoader[Any]) -> list[int]:
+    return [index for batch in loader for index in batch["index"].tolist()]
+
+
+def labels(loader: DataLoader[Any]) -> list[int]:
+    return [label for batch in loader for label in batch["label"].tolist()]
+
+
+def transformed(folder: Path, split: str, rows: Iterable[int]) -> torch.Tensor:
+    """Read rows of a parquet file and transform them for evaluation, by the shortest way."""
+    table = datasets.load_dataset(str(folder), split=split).cast_column("image", datasets.Image(decode=False))
+    return torch.stack([SMALL(decode_image(table[row]["image"]["bytes"])) for row in rows])
+
+
+@pytest.mark.parametrize("rows", [10, 25, 104])
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_the_validation_cut_is_disjoint_complete_and_of_the_promised_size(
+    rows: int, fraction: float, make_parquet: MakeFiles
+) -> None:
+    data = make_data(make_parquet({"train": rows}), val_fraction=fraction, augmentation=None, batch_size=1)
+    train, val = sorted(indices(data.train_dataloader())), indices(data.val_dataloader())
+    assert sorted(train + val) == list(range(rows))
+    assert len(val) == round(rows * fraction)
+    assert val == sorted(val)
+
+
+def test_the_validation_cut_depends_on_its_seed_alone(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 100})
+    cuts = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        np.random.seed(noise)  # noqa: NPY002
+        cuts.append(indices(make_data(folder, val_seed=seed).val_dataloader()))
+    assert cuts[0] == cuts[1] != cuts[2]
+    assert cuts[0] != list(range(10))
+    assert cuts[0] == indices(make_data(folder, "validate").val_dataloader())
+    assert cuts[0] == [2, 16, 26, 54, 55, 73, 75, 86, 93, 95]  # the same with every version
+
+
+def test_a_small_split_leaves_one_image_to_validate_on(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 4}), batch_size=3)
+    assert len(indices(data.val_dataloader())) == 1
+    assert len(indices(data.train_dataloader())) == 3
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "valid"])
+def test_a_validation_split_is_used_where_there_is_one(name: str, make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 12, name: [2, 1, 0, 2, 1]}))
+    assert labels(data.val_dataloader()) == [2, 1, 0, 2, 1]
+    assert sorted(indices(data.train_dataloader())) == list(range(12))
+
+
+def test_the_test_split_is_read_in_order_with_its_labels(make_parquet: MakeFiles) -> None:
+    expected = [2, 1, 0, 2, 1, 0, 0]
+    data = make_data(make_parquet({"train": 4, "test": expected}), "test", batch_size=3)
+    assert [len(batch["label"]) for batch in data.test_dataloader()] == [3, 3, 1]
+    assert labels(data.test_dataloader()) == expected
+    assert indices(data.test_dataloader()) == list(range(7))
+
+
+def test_other_splits_may_be_chosen(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"test": [0] * 4, "train": [1] * 3, "validation": [2] * 2})
+    data = make_data(folder, train_split="test", val_split="train", test_split="validation")
+    data.setup("test")
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert [labels(loader) for loader in loaders] == [[0] * 4, [1] * 3, [2] * 2]
+    with pytest.raises(ValueError, match="no split 'd'"):
+        make_data(folder, train_split="d")
+
+
+def test_an_evaluation_batch_is_what_preprocessing_makes_of_the_rows(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 4, "test": 5})
+    batches = list(make_data(folder, "test").test_dataloader())
+    assert [set(batch) for batch in batches] == [{"image", "label", "index", "path"}] * 2
+    assert [tuple(batch["image"].shape) for batch in batches] == [(4, 3, 8, 8), (1, 3, 8, 8)]
+    assert {batch["image"].dtype for batch in batches} == {torch.float32}
+    assert {batch["label"].dtype for batch in batches} == {torch.int64}
+    assert [path for batch in batches for path in batch["path"]] == [""] * 5
+    assert torch.equal(torch.cat([batch["image"] for batch in batches]), transformed(folder, "test", range(5)))
+
+
+def test_validation_images_of_the_cut_belong_to_their_index_and_label(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 20})
+    (batch,) = make_data(folder, val_fraction=0.2).val_dataloader()
+    assert batch["label"].tolist() == [index % 3 for index in batch["index"].tolist()]
+    assert torch.equal(batch["image"], transformed(folder, "train", batch["index"].tolist()))
+
+
+def test_without_augmentation_training_sees_the_evaluation_transform(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 10})
+    for batch in make_data(folder, augmentation=None).train_dataloader():
+        assert torch.equal(batch["image"], transformed(folder, "train", batch["index"].tolist()))
+
+
+def test_augmentation_varies_training_images_only(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 8, "val": 8}), batch_size=8)
+    assert torch.equal(next(iter(data.val_dataloader()))["image"], next(iter(data.val_dataloader()))["image"])
+    first, second = (next(iter(data.train_dataloader())) for _ in range(2))
+    first, second = (batch["image"][batch["index"].argsort()] for batch in (first, second))
+    assert first.shape == second.shape == (8, 3, 8, 8)
+    assert not torch.equal(first, second)
+
+
+def test_training_is_shuffled_and_leaves_out_the_last_incomplete_batch(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 22, "val": 2}))
+    loader = data.train_dataloader()
+    assert isinstance(loader.sampler, RandomSampler)
+    epochs = [indices(loader) for _ in range(2)]
+    assert [len(epoch) for epoch in epochs] == [20, 20]
+    assert len(set(epochs[0])) == 20
+    assert epochs[0] != sorted(epochs[0])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "remedy"), [(9, 1, 8), (5, 2, 4)])
+def test_too_few_training_images_are_refused(
+    batch_size: int, processes: int, remedy: int, make_parquet: MakeFiles
+) -> None:
+    data = make_data(make_parquet({"train": 8, "val": 1}), batch_size=batch_size)
+    data.trainer = SimpleNamespace(world_size=processes, global_rank=0)
+    message = rf"8 training images .* {batch_size} on {processes} process.*--data.batch_size to {remedy} or less"
+    with pytest.raises(ValueError, match=message):
+        data.train_dataloader()
+
+
+def test_processes_share_the_images(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 20, "val": 7, "test": 5}), batch_size=1)
+    data.setup("test")
+    parts: dict[str, list[list[int]]] = {"train": [], "val": [], "test": []}
+    for rank in range(3):
+        data.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        parts["train"].append(indices(data.train_dataloader()))
+        parts["val"].append(indices(data.val_dataloader()))
+        parts["test"].append(indices(data.test_dataloader()))
+    assert parts["val"] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert parts["test"] == [[0, 3], [1, 4], [2]]
+    assert [len(part) for part in parts["train"]] == [6, 6, 6]
+    assert len({index for part in parts["train"] for index in part}) == 18
+
+
+def test_mixing_makes_soft_labels_in_training_only(make_parquet: MakeFiles) -> None:
+    np.random.seed(0)  # noqa: NPY002  timm draws from it
+    data = make_data(make_parquet({"train": 8, "val": 8, "test": 8}), augmentation=MIXED)
+    data.setup("test")
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=True)
+    batch = next(iter(data.train_dataloader()))
+    hard = batch["label"].clone()
+    image = batch["image"].clone()
+    mixed = data.on_after_batch_transfer(batch, 0)
+    assert mixed["label"].shape == (4, 3)
+    assert torch.allclose(mixed["label"].sum(1), torch.ones(4))
+    assert (mixed["label"][range(4), hard] > 0.0).all()
+    assert not torch.equal(mixed["image"], image)
+    data.trainer.training = False
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        batch = next(iter(loader))
+        assert data.on_after_batch_transfer(batch, 0)["label"].shape == (4,)
+
+
+@pytest.mark.parametrize("augmentation", [None, PLAIN])
+def test_without_mixing_labels_stay_hard(augmentation: Augmentation | None, make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 8}), augmentation=augmentation)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=True)
+    batch = next(iter(data.train_dataloader()))
+    assert data.on_after_batch_transfer(dict(batch), 0)["label"] is batch["label"]
+
+
+def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 4, "test": [-1, -1, -1]})
+    (batch,) = make_data(folder, "predict").predict_dataloader()
+    assert set(batch) == {"image", "index", "path"}
+    assert torch.equal(batch["image"], transformed(folder, "test", range(3)))
+    with pytest.raises(ValueError, match="the label -1 of row 0 of split 'test'"):
+        make_data(folder, "test")
+
+
+def test_images_of_folders_know_their_paths(make_folders: MakeFiles) -> None:
+    folder = make_folders("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png")
+    data = make_data(folder, "test")
+    (batch,) = data.test_dataloader()
+    assert data.class_names == ["cat", "dog"]
+    assert batch["path"] == [str(folder / "test/cat/3.png"), str(folder / "test/dog/4.png")]
+    assert batch["label"].tolist() == [0, 1]
+    assert torch.equal(batch["image"], torch.stack([SMALL(decode_image(path)) for path in batch["path"]]))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def make_odd(folder: Path, contents: list[bytes | None]) -> Path:
+    rows = {
+        "image": [content and {"bytes": content, "path": None} for content in contents],
+        "label": [0] * len(contents),
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+@pytest.mark.parametrize("augmentation", [None, MIXED])
+def test_images_of_all_kinds_make_a_batch(augmentation: Augmentation | None, tmp_path: Path) -> None:
+    modes = ["L", "RGB", "RGBA", "LA", "P", "1"]
+    sizes = [(1, 1), (3, 90), (90, 3), (9, 9), (20, 7), (8, 8)]
+    images = [encoded(Image.new(mode, size)) for mode, size in zip(modes, sizes, strict=True)]
+    images += [encoded(Image.new("CMYK", (9, 9)), "JPEG"), encoded(Image.new("I;16", (9, 9)))]
+    data = make_data(make_odd(tmp_path, images), val_split="test", batch_size=8, augmentation=augmentation)
+    (batch,) = data.train_dataloader()
+    assert batch["image"].shape == (8, 3, 8, 8)
+    assert batch["image"].isfinite().all()
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_an_unreadable_image_names_split_and_row(content: bytes | None, tmp_path: Path) -> None:
+    good = encoded(Image.new("RGB", (8, 8)))
+    data = make_data(make_odd(tmp_path, [good, good, content, good]), "test")
+    with pytest.raises(UnreadableImageError, match="cannot read row 2 of split 'test'"):
+        list(data.test_dataloader())
+
+
+def test_an_unreadable_image_names_its_row_also_in_a_part_of_a_split(tmp_path: Path) -> None:
+    rows = datasets.load_dataset(str(make_odd(tmp_path, [b"no image"] * 4)), split="train")
+    with pytest.raises(UnreadableImageError, match="row 2 of split 'train'"):
+        DatasetImages(rows, "image", "train", SMALL, indices=[3, 2])[1]
+
+
+def test_an_unreadable_image_of_a_folder_is_named_by_its_file(make_folders: MakeFiles) -> None:
+    folder = make_folders("train/cat/1.png", "train/dog/2.png")
+    (folder / "train" / "dog" / "2.png").write_bytes(b"no image")
+    data = make_data(folder, test_split="train", stage="test")
+    with pytest.raises(UnreadableImageError, match=r"dog/2\.png"):
+        list(data.test_dataloader())
+
+
+def test_image_files_are_samples_without_labels(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.png", "2.png")
+    files = ImageFiles([folder / "2.png", folder / "1.png"], SMALL)
+    assert len(files) == 2
+    assert [(files[row]["index"], files[row]["path"]) for row in (0, 1)] == [
+        (0, str(folder / "2.png")),
+        (1, str(folder / "1.png")),
+    ]
+    assert torch.equal(files[0]["image"], SMALL(decode_image(folder / "2.png")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size ≥ 1 and num_workers ≥ 0, got 0 and 0"),
+        ({"num_workers": -1}, "num_workers ≥ 0, got 4 and -1"),
+        ({"val_fraction": 0.0}, "val_fraction must be between 0 and 1, got 0.0"),
+        ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_data("fashion_mnist_sample", **arguments)
+
+
+def test_the_shipped_sample_is_cut_into_nine_and_one_thousand() -> None:
+    data = make_data("fashion_mnist_sample", batch_size=100)
+    assert (len(data.images["train"]), len(data.images["val"])) == (9_000, 1_000)
+    assert len(data.class_names) == 10
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape == (100, 3, 8, 8)
+    assert len(batch["label"].unique()) == 10
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 5, 6, 7, 40])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_the_evaluation_sampler_gives_each_sample_exactly_once(samples: int, processes: int) -> None:
+    samplers = [EvaluationSampler(range(samples), processes, rank) for rank in range(processes)]
+    assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
+    assert sorted(index for sampler in samplers for index in sampler) == list(range(samples))
+    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
+    assert isinstance(samplers[0], DistributedSampler)  # else Lightning would put a padding one in its place

@@ -1,0 +1,274 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from scalablevit_pl.data.source import (
+    find_class_names,
+    find_image_column,
+    find_label_column,
+    label_indices,
+    load_splits,
+    select_split,
+)
+
+MakeFiles = Callable[..., Path]
+IMAGE, NAMES = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"])
+TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
+
+
+def files(split: datasets.Dataset) -> list[tuple[str, str]]:
+    """List class and name of each file of a split."""
+    rows = split.cast_column("image", datasets.Image(decode=False))
+    return [(split.features["label"].names[row["label"]], Path(row["image"]["path"]).name) for row in rows]
+
+
+def rows_of(labels: list[Any], feature: Any = None) -> datasets.Dataset:
+    features = None if feature is None else datasets.Features({"label": feature})
+    return datasets.Dataset.from_dict({"label": labels}, features=features)
+
+
+def test_the_sample_is_known_by_its_name() -> None:
+    splits = load_splits("fashion_mnist_sample")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 10_000, "test": 2_000}
+    assert splits["train"].features["label"].names[9] == "Ankle boot"
+
+
+def test_parquet_files_are_splits(make_parquet: MakeFiles) -> None:
+    splits = load_splits(str(make_parquet({"train": 6, "validation": 4, "test": 3})))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6, "validation": 4, "test": 3}
+    assert splits["validation"]["label"][:] == [0, 1, 2, 0]
+
+
+def test_class_folders_are_one_training_split_whatever_the_files_are_called(make_folders: MakeFiles) -> None:
+    names = ["cat/test_1.jpg", "cat/train_2.jpg", "dog/A.JPG", "dog/validation.png", "dog/b c.webp"]
+    splits = load_splits(str(make_folders(*names)))
+    assert list(splits) == ["train"]
+    assert sorted(files(splits["train"])) == sorted(tuple(name.split("/")) for name in names)
+
+
+def test_a_single_class_is_a_class(make_folders: MakeFiles) -> None:
+    splits = load_splits(str(make_folders("cat/1.jpg", "cat/2.jpg")))
+    assert files(splits["train"]) == [("cat", "1.jpg"), ("cat", "2.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("train", "val", "test"), ("training", "valid", "testing"), ("train", "validation", "test")],
+)
+def test_folders_above_the_classes_are_splits(train: str, validation: str, test: str, make_folders: MakeFiles) -> None:
+    folder = make_folders(
+        f"{train}/cat/test_1.jpg", f"{train}/dog/2.jpg", f"{validation}/dog/train_3.jpg", f"{test}/cat/4.jpg"
+    )
+    splits = load_splits(str(folder))
+    assert {name: files(split) for name, split in splits.items()} == {
+        "train": [("cat", "test_1.jpg"), ("dog", "2.jpg")],
+        "validation": [("dog", "train_3.jpg")],
+        "test": [("cat", "4.jpg")],
+    }
+
+
+def test_hidden_folders_and_other_files_are_ignored(make_folders: MakeFiles) -> None:
+    folder = make_folders(".trash/cat/0.jpg", "train/.cache/1.jpg", "train/cat/2.jpg", "train/dog/3.jpg", ".git/x.png")
+    (folder / "train" / "cat" / "notes.txt").write_text("a cat")
+    (folder / "README.md").write_text("pets")
+    splits = load_splits(str(folder))
+    assert {name: files(split) for name, split in splits.items()} == {"train": [("cat", "2.jpg"), ("dog", "3.jpg")]}
+
+
+def test_file_names_are_no_patterns(make_folders: MakeFiles) -> None:
+    names = ["cat/1[2].jpg", "cat/3*.jpg", "cat/3a.jpg", "cat/5?.jpg", "dog [x]/4.jpg"]
+    splits = load_splits(str(make_folders(*names)))
+    assert files(splits["train"]) == [tuple(name.split("/")) for name in names]
+
+
+@pytest.mark.parametrize("name", [".cache/table.parquet", "cat/table.parquet"])
+def test_class_folders_stay_what_they_are_beside_a_table(name: str, make_folders: MakeFiles) -> None:
+    folder = make_folders("cat/test_1.jpg", "cat/train_2.jpg", "dog/3.jpg")
+    (folder / name).parent.mkdir(exist_ok=True)
+    rows_of([0]).to_parquet(str(folder / name))
+    splits = load_splits(str(folder))
+    assert files(splits["train"]) == [("cat", "test_1.jpg"), ("cat", "train_2.jpg"), ("dog", "3.jpg")]
+
+
+def test_the_home_folder_may_be_abbreviated(make_folders: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(make_folders("pets/cat/1.jpg", "pets/dog/2.jpg")))
+    assert len(load_splits("~/pets")["train"]) == 2
+
+
+def test_split_folders_beside_class_folders_are_refused(make_folders: MakeFiles) -> None:
+    folder = make_folders("train/cat/1.jpg", "val/cat/2.jpg", "dog/3.jpg", "owl/4.jpg")
+    with pytest.raises(ValueError, match=r"holds splits \(train, val\) beside other folders \(dog, owl\)"):
+        load_splits(str(folder))
+
+
+@pytest.mark.parametrize("names", [[], ["1.jpg"], ["train/1.jpg"], [".hidden/1.jpg"]], ids=str)
+def test_a_folder_without_class_folders_is_refused(names: list[str], make_folders: MakeFiles) -> None:
+    folder = make_folders(*names)
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))}.*neither parquet files nor class folders"):
+        load_splits(str(folder))
+
+
+def test_an_empty_split_folder_is_named(make_folders: MakeFiles) -> None:
+    folder = make_folders("train/cat/1.jpg")
+    (folder / "test" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"photos/test' holds neither"):
+        load_splits(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing", "a/b/c", "/missing", "missing/"])
+def test_a_missing_folder_is_named_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(datasets, "load_dataset")
+    with pytest.raises(ValueError, match=f"there is no folder {name!r}"):
+        load_splits(name)
+
+
+def test_a_file_is_refused(make_folders: MakeFiles) -> None:
+    with pytest.raises(ValueError, match=r"1\.jpg' is a file: give the folder"):
+        load_splits(str(make_folders("cat/1.jpg") / "cat" / "1.jpg"))
+
+
+@pytest.mark.parametrize("name", ["nobody/no_such_data_set", "no_such_data_set"])
+def test_a_name_that_the_hub_does_not_give_is_explained_in_one_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match="the Hub does not give a data set of that name") as caught:
+        load_splits(name)
+    sentence = str(caught.value)
+    assert repr(name) in sentence
+    assert "hf auth login" in sentence
+    assert "\n" not in sentence
+
+
+def test_id_and_revision_reach_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision: asked.append((name, revision)))
+    load_splits("someone/something", "0123abc")
+    assert asked == [("someone/something", "0123abc")]
+
+
+def test_columns_are_found_by_their_type() -> None:
+    features = datasets.Features({"id": NUMBER, "photo": IMAGE, "label": TEXT, "kind": NAMES})
+    assert find_image_column(features, None) == "photo"
+    assert find_label_column(features, None) == "kind"
+
+
+def test_a_column_called_label_may_be_of_any_type() -> None:
+    for feature in (TEXT, NUMBER):
+        assert find_label_column(datasets.Features({"image": IMAGE, "label": feature, "class": TEXT}), None) == "label"
+
+
+def test_the_named_column_wins() -> None:
+    features = datasets.Features({"a": IMAGE, "b": IMAGE, "label": NAMES, "coarse": NAMES, "text": TEXT})
+    assert find_image_column(features, "b") == "b"
+    assert find_label_column(features, "coarse") == "coarse"
+    assert find_label_column(features, "text") == "text"
+
+
+@pytest.mark.parametrize(("find", "kind"), [(find_image_column, "image"), (find_label_column, "label")])
+def test_an_unknown_column_is_refused(find: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind}_column 'pic' is none of the columns image, label"):
+        find(datasets.Features({"image": IMAGE, "label": NAMES}), "pic")
+
+
+@pytest.mark.parametrize(
+    ("find", "columns", "message"),
+    [
+        (find_image_column, {"a": IMAGE, "b": IMAGE}, r"2 image columns \(a, b\) .* --data.image_column"),
+        (find_label_column, {"a": NAMES, "b": NAMES}, r"2 label columns \(a, b\) .* --data.label_column"),
+        (find_image_column, {"image": TEXT, "b": NAMES}, r"no image column .*image, b: .* --data.image_column"),
+        (find_label_column, {"image": IMAGE, "class": TEXT}, r"no label column .* --data.label_column"),
+    ],
+)
+def test_an_ambiguous_or_missing_column_is_asked_for(find: Any, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(datasets.Features(columns), None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names"),
+    [
+        ([1, 1], datasets.ClassLabel(names=["zebra", "ape"]), ["zebra", "ape"]),
+        (["owl", "cat", "owl", None, "ape"], TEXT, ["ape", "cat", "owl"]),
+        ([3, 0, 3, None], NUMBER, ["0", "1", "2", "3"]),
+    ],
+    ids=["declared", "names", "numbers"],
+)
+def test_class_names_are_declared_or_found(labels: list[Any], feature: Any, names: list[str]) -> None:
+    other = rows_of(labels[:1], feature)
+    splits = datasets.DatasetDict({"test": other, "train": rows_of(labels, feature)})
+    assert find_class_names(splits, "label", "train") == names
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], [None, None], [0.0]], ids=str)
+def test_labels_of_another_kind_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match="label_column 'label' holds"):
+        find_class_names(datasets.DatasetDict({"train": rows_of(labels)}), "label", "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [([1, 0, 1], NAMES), (["dog", "cat", "dog"], TEXT), ([1, 0, 1], NUMBER)],
+    ids=["declared", "names", "numbers"],
+)
+def test_labels_become_indices(labels: list[Any], feature: Any) -> None:
+    assert label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "train") == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "label"),
+    [
+        ([0, 1, -1, 0, -1], NUMBER, "-1"),
+        ([0, 1, 2, 0, 5], NUMBER, "2"),
+        ([0, 1, None, 0, 2], NUMBER, "None"),
+        (["cat", "dog", "Cat", "dog", "owl"], TEXT, "'Cat'"),
+        (["cat", "dog", None, "dog", ""], TEXT, "None"),
+        ([0, 1, -1, 0, -1], NAMES, "-1"),
+    ],
+    ids=["minus one", "too large", "no number", "other name", "no name", "hidden label"],
+)
+def test_the_first_row_with_a_wrong_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
+    message = f"the label {label} of row 2 of split 'val' is none of the 2 classes, and so are 2 rows in all"
+    with pytest.raises(ValueError, match=message):
+        label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "val")
+
+
+def test_an_unknown_split_names_those_there_are() -> None:
+    splits = datasets.DatasetDict({"train": rows_of([0]), "test": rows_of([1])})
+    assert select_split(splits, "test")["label"][:] == [1]
+    with pytest.raises(ValueError, match="there is no split 'val': choose among train, test"):
+        select_split(splits, "val")
+
+
+def test_images_deeper_in_a_class_folder_belong_to_it(make_folders: MakeFiles) -> None:
+    splits = load_splits(str(make_folders("cat/sub/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/.4.jpg", "dog/.x/5.jpg")))
+    assert splits["train"]["label"][:] == [0, 0, 1]
+    assert splits["train"].features["label"].names == ["cat", "dog"]
+
+
+def test_the_classes_are_those_of_all_splits(make_folders: MakeFiles) -> None:
+    splits = load_splits(str(make_folders("train/b/1.jpg", "train/c/2.jpg", "test/a/3.jpg", "test/c/4.jpg")))
+    assert splits["train"]["label"][:] == [1, 2]
+    assert splits["test"]["label"][:] == [0, 2]
+    assert {split.features["label"].names[0] for split in splits.values()} == {"a"}
+
+
+def test_a_class_folder_without_images_is_named(make_folders: MakeFiles) -> None:
+    folder = make_folders("cat/1.jpg", "dog/2.jpg")
+    (folder / "owl").mkdir()
+    (folder / "owl" / "notes.txt").write_text("none yet")
+    with pytest.raises(ValueError, match=r"class folder\(s\) owl .* hold no image"):
+        load_splits(str(folder))
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(ValueError, match=f"cannot read the parquet files in '{re.escape(str(tmp_path))}'"):
+        load_splits(str(tmp_path))
+
+
+def test_lists_of_labels_are_refused() -> None:
+    rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
+    with pytest.raises(ValueError, match="expected class names or whole numbers"):
+        find_class_names(datasets.DatasetDict(train=rows), "label", "train")

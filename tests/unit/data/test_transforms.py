@@ -1,0 +1,161 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.preprocessing import Preprocessing
+
+CLASSES = 10
+
+
+def seed(value: int) -> None:
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002  timm draws from it
+    torch.manual_seed(value)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def mixed(augmentation: Augmentation, batch: int, value: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return images and labels (a class for each), and what they are mixed to."""
+    images, labels = torch.rand(batch, 3, 12, 16), torch.arange(batch)
+    seed(value)
+    return images, labels, *BatchMix(augmentation, CLASSES)(images.clone(), labels)
+
+
+def partners(soft_label: Tensor, own: int) -> tuple[float, int]:
+    """Read off a soft label the weight of the image itself, and which other one it is mixed with."""
+    others = [index for index in soft_label.nonzero().flatten().tolist() if index != own]
+    assert len(others) <= 1
+    return soft_label[own].item(), (others or [own])[0]
+
+
+def test_the_defaults_are_the_recipe_of_deit() -> None:
+    default = Augmentation()
+    assert (default.mixup, default.cutmix, default.mix_prob, default.switch_prob) == (0.8, 1.0, 1.0, 0.5)
+    image = noise(70, 50)
+    ours = train_transform(Preprocessing(), default)
+    theirs = create_transform(
+        224,
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+    )
+    for value in range(20):
+        seed(value)
+        expected = theirs(image)
+        seed(value)
+        assert torch.equal(ours(image), expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation((0.5, 0.6), (0.9, 1.2), 0.3, 0.2, None, 0.0),
+        Augmentation((0.2, 0.9), (0.5, 2.0), 1.0, 0.0, None, 1.0),
+        Augmentation((0.7, 0.8), (1.0, 1.1), 0.0, 0.4, "augmix-m3-w2", 0.5),
+    ],
+)
+def test_the_transform_is_timms(augmentation: Augmentation) -> None:
+    image = noise(41, 33)
+    preprocessing = Preprocessing(24, 0.9, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    ours = train_transform(preprocessing, augmentation)
+    theirs = create_transform(
+        24,
+        is_training=True,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.auto_augment,
+        interpolation="bilinear",
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        re_prob=augmentation.random_erasing,
+        re_mode="pixel",
+    )
+    for value in range(10):
+        seed(value)
+        expected = theirs(image)
+        seed(value)
+        actual = ours(image)
+        assert actual.shape == (3, 24, 24)
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, expected)
+
+
+def test_without_any_variation_the_whole_image_is_seen() -> None:
+    still = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, None, 0.0)
+    image, preprocessing = noise(24, 24), Preprocessing(24, 1.0)
+    assert torch.equal(train_transform(preprocessing, still)(image), preprocessing(image))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8, 9])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_batches_of_any_size_keep_it_and_labels_sum_to_one(batch: int, mixup: float, cutmix: float) -> None:
+    for value in range(5):
+        images, labels, new_images, soft_labels = mixed(Augmentation(mixup=mixup, cutmix=cutmix), batch, value)
+        assert new_images.shape == images.shape
+        assert soft_labels.shape == (batch, CLASSES)
+        assert (soft_labels >= 0.0).all()
+        assert torch.allclose(soft_labels.sum(1), torch.ones(batch))
+        assert len(labels) == batch
+
+
+@pytest.mark.parametrize("batch", [1, 6, 7])
+def test_mixup_mixes_images_as_it_mixes_labels(batch: int) -> None:
+    shares = []
+    for value in range(10):
+        images, labels, new_images, soft_labels = mixed(Augmentation(mixup=0.8, cutmix=0.0), batch, value)
+        for own in labels.tolist():
+            share, other = partners(soft_labels[own], own)
+            expected = share * images[own] + (1.0 - share) * images[other]
+            assert torch.allclose(new_images[own], expected, atol=1e-6)
+            shares.append(share)
+    assert batch == 1 or 0.0 < min(shares) < max(shares) < 1.0
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_cutmix_pastes_the_share_that_the_labels_say(batch: int) -> None:
+    shares = []
+    for value in range(10):
+        images, labels, new_images, soft_labels = mixed(Augmentation(mixup=0.0, cutmix=1.0), batch, value)
+        for own in labels.tolist():
+            share, other = partners(soft_labels[own], own)
+            is_own = (new_images[own] == images[own]).all(0)
+            is_other = (new_images[own] == images[other]).all(0)
+            assert (is_own | is_other).all()
+            assert own == other or is_own.float().mean().item() == pytest.approx(share, abs=1e-6)
+            shares.append(share)
+    assert min(shares) < 0.5 < max(shares)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "kept"),
+    [
+        (Augmentation(mix_prob=0.0), True),
+        (Augmentation(mix_prob=1.0), False),
+    ],
+)
+def test_mix_prob_says_how_often_a_batch_is_mixed(augmentation: Augmentation, kept: bool) -> None:
+    images, labels, new_images, soft_labels = mixed(augmentation, 6)
+    assert torch.equal(images, new_images) is kept
+    assert torch.equal(soft_labels, torch.nn.functional.one_hot(labels, CLASSES).float()) is kept
+
+
+@pytest.mark.parametrize(("switch_prob", "is_cut"), [(0.0, False), (1.0, True)])
+def test_switch_prob_chooses_between_mixup_and_cutmix(switch_prob: float, is_cut: bool) -> None:
+    images, _, new_images, _ = mixed(Augmentation(switch_prob=switch_prob), 6)
+    from_the_batch = (new_images[:, None] == images[None]).all(2).any(1)
+    assert from_the_batch.all().item() is is_cut

@@ -1,0 +1,271 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from timm.data import create_transform
+from torchvision import transforms
+
+from scalablevit_pl.preprocessing import Interpolation, Preprocessing, UnreadableImageError, decode_image
+
+PIXELS = np.random.RandomState(0)
+MODES = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
+MODES |= {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+TURNS = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: np.rot90(np.fliplr(pixels)),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(np.fliplr(pixels), -1),
+    8: np.rot90,
+}
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(PIXELS.randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(61, 43), (37, 90), (17, 11), (9, 300), (32, 32), (36, 36), (33, 32)], ids=str)
+@pytest.mark.parametrize(("input_size", "crop_pct"), [(32, 0.875), (32, 1.0), (31, 0.9), (24, 0.7)])
+@pytest.mark.parametrize("interpolation", MODES)
+def test_pixels_are_those_of_torchvision_and_timm(
+    size: tuple[int, int], input_size: int, crop_pct: float, interpolation: Interpolation
+) -> None:
+    image = noise(*size)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    ours = Preprocessing(input_size, crop_pct, interpolation, mean, std)(image)
+    torchvision = transforms.Compose(
+        [
+            transforms.Resize(int(input_size / crop_pct), transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop(input_size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    timm = create_transform(
+        input_size, is_training=False, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std
+    )
+    assert ours.dtype == torch.float32
+    assert ours.shape == (3, input_size, input_size)
+    assert ours.is_contiguous()
+    assert torch.equal(ours, torchvision(image))
+    assert torch.equal(ours, timm(image))
+
+
+def test_the_defaults_are_those_of_imagenet() -> None:
+    image = noise(300, 280)
+    assert torch.equal(Preprocessing()(image), create_transform(224, interpolation="bicubic", crop_pct=0.875)(image))
+
+
+def test_the_given_image_stays_as_it_is() -> None:
+    image = noise(32, 32)
+    before = np.array(image)
+    Preprocessing(32, 1.0)(image).zero_()
+    assert np.array_equal(np.asarray(image), before)
+
+
+@pytest.mark.parametrize("shape", [(256, 3, 1, 1), (3, 16, 16)])
+def test_normalization_is_undone_to_the_byte(shape: tuple[int, ...]) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    pixels = pixels[:, None, None, None].expand(shape) if len(shape) == 4 else pixels.view(1, 16, 16).expand(shape)
+    for preprocessing in (Preprocessing(), Preprocessing(mean=(0.0, 0.5, 1.0), std=(1.0, 0.01, 10.0))):
+        images = preprocessing.normalize(pixels)
+        assert images.dtype == torch.float32
+        assert torch.equal(preprocessing.denormalize(images), pixels)
+
+
+def test_denormalization_clips() -> None:
+    assert Preprocessing().denormalize(torch.full((3, 1, 1), 99.0)).flatten().tolist() == [255] * 3
+    assert Preprocessing().denormalize(torch.full((3, 1, 1), -99.0)).flatten().tolist() == [0] * 3
+
+
+def test_the_record_survives_json() -> None:
+    preprocessing = Preprocessing(28, 0.9, "lanczos", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    values = json.loads(json.dumps(preprocessing.to_dict()))
+    assert values == {
+        "input_size": 28,
+        "crop_pct": 0.9,
+        "interpolation": "lanczos",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+    }
+    assert values == preprocessing.to_dict()
+    assert Preprocessing.from_dict(values) == preprocessing
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"input_size": 0},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.01},
+        {"crop_pct": float("nan")},
+        {"interpolation": "cubic"},
+        {"mean": (0.5,)},
+        {"std": (0.1, 0.0, 0.1)},
+        {"std": (0.1, 0.1, 0.1, 0.1)},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Preprocessing(**values)
+
+
+@pytest.mark.parametrize("change", [{"mean": 0.5}, {"mean": None}, {"input_size": "28"}], ids=str)
+def test_a_wrong_record_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no record of a preprocessing"):
+        Preprocessing.from_dict(Preprocessing().to_dict() | change)
+
+
+@pytest.mark.parametrize("name", Preprocessing().to_dict())
+def test_a_record_without_a_value_is_refused(name: str) -> None:
+    values = Preprocessing().to_dict()
+    del values[name]
+    with pytest.raises(ValueError, match=name):
+        Preprocessing.from_dict(values)
+
+
+def test_a_record_with_an_unknown_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="gamma"):
+        Preprocessing.from_dict(Preprocessing().to_dict() | {"gamma": 2.2})
+
+
+def assert_decodes_to(content: bytes, expected: np.ndarray) -> None:
+    image = decode_image(content)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), expected)
+
+
+def test_bytes_path_and_opened_image_give_the_same_pixels(tmp_path: Path) -> None:
+    image = noise(20, 10)
+    path = tmp_path / "image.png"
+    image.save(path)
+    expected = np.asarray(image)
+    assert_decodes_to(path.read_bytes(), expected)
+    with Image.open(path) as opened:
+        for source in (path, str(path), opened, image):
+            assert np.array_equal(np.asarray(decode_image(source)), expected)
+
+
+def test_grey_is_repeated_over_the_channels() -> None:
+    grey = PIXELS.randint(0, 256, (7, 9), dtype=np.uint8)
+    assert_decodes_to(encode(Image.fromarray(grey)), np.stack([grey] * 3, axis=2))
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = PIXELS.rand(7, 9) > 0.5
+    assert_decodes_to(encode(Image.fromarray(bits)), np.stack([bits * np.uint8(255)] * 3, axis=2))
+
+
+def test_sixteen_bits_keep_their_upper_eight() -> None:
+    grey = PIXELS.randint(0, 2**16, (7, 9), dtype=np.uint16)
+    grey[0, :2] = 0, 2**16 - 1
+    upper = np.stack([(grey // 256).astype(np.uint8)] * 3, axis=2)
+    for kind in ("PNG", "TIFF"):
+        assert_decodes_to(encode(Image.fromarray(grey), kind), upper)
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}, {"transparency": bytes(range(256))}], ids=str)
+def test_a_palette_gives_its_colours(options: dict[str, object]) -> None:
+    palette = noise(16, 16).quantize(64)
+    assert_decodes_to(encode(palette, **options), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped(mode: str) -> None:
+    opaque = noise(9, 7).convert(mode.removesuffix("A"))
+    image = opaque.copy()
+    image.putalpha(Image.fromarray(PIXELS.randint(0, 256, (7, 9), dtype=np.uint8)))
+    assert image.mode == mode
+    assert_decodes_to(encode(image), np.asarray(opaque.convert("RGB")))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    red = Image.new("RGB", (16, 16), (200, 30, 20))
+    content = encode(red.convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert opened.mode == "CMYK"
+    image = decode_image(content)
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image, int) - np.asarray(red, int)).max() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_images_stand_upright(orientation: int, kind: str) -> None:
+    image = noise(24, 16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.asarray(decode_image(encode(image, kind)))
+    assert_decodes_to(encode(image, kind, exif=exif), TURNS[orientation](stored))
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(content)) as opened:
+        assert opened.n_frames == 3
+    assert_decodes_to(content, np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("tolerant", [False, True])
+@pytest.mark.parametrize("part", [0.01, 0.5, 0.95])
+def test_a_truncated_image_is_refused(kind: str, tolerant: bool, part: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as some libraries leave it
+    content = encode(noise(64, 64), kind)
+    with pytest.raises(UnreadableImageError, match="cannot read row 3:"):
+        decode_image(content[: int(len(content) * part)], "row 3")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all\n", b"\x89PNG\r\n\x1a\n", b"GIF89a"], ids=repr)
+def test_what_is_no_image_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "strange.png"
+    path.write_bytes(content)
+    for source in (path, str(path)):
+        with pytest.raises(UnreadableImageError, match=r"strange\.png.*mend or remove"):
+            decode_image(source)
+    with pytest.raises(UnreadableImageError, match="cannot read row 7"):
+        decode_image(content, "row 7")
+    with pytest.raises(UnreadableImageError, match="cannot read an image"):
+        decode_image(content)
+
+
+def test_damage_is_refused_whatever_the_decoder_raises() -> None:
+    content = bytearray(encode(noise(8, 8), "DDS"))
+    content[80] = 129  # flags of the pixel format, for which Pillow raises NotImplementedError
+    with pytest.raises(UnreadableImageError, match="row 3"):
+        decode_image(bytes(content), "row 3")
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(UnreadableImageError, match=path.name):
+            decode_image(path)
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(noise(30, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImageError, match="bomb"):
+        decode_image(content)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_merely_large_image_is_read_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = noise(10, 15)
+    content = encode(image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert_decodes_to(content, np.asarray(image))
