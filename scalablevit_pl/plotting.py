@@ -1,6 +1,7 @@
 """The pictures of a run. They are drawn without a display, and written aside before they take their name."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,17 +9,29 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 TRAIN, VAL, RATE, WRONG = "#0072B2", "#D55E00", "#555555", "#D55E00"  # told apart by colour-blind people too
+# The first is matplotlib's own; each of the others knows Chinese, Japanese and Korean on some system.
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
+LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # classes up to which a confusion matrix shows its names and numbers
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+    """Write a figure as PNG; names in it are text, whatever signs they hold."""
+    fonts = [font for font in FONTS if font in get_font_names()]
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_fontfamily(fonts)
     aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # there is no font for it here; the tables have it
+        figure.savefig(aside, format="png", dpi=110)
     aside.replace(path)
 
 
@@ -43,14 +56,16 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
             axes[name].legend()
     _draw_curve(axes["lr"], curves.get("train/lr"), RATE, None)
     axes["lr"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    last = max((epoch for epochs, _ in curves.values() for epoch in epochs), default=1.0)
     for axis in axes.values():
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlim(0.0, 1.03 * max(1.0, last))
     save_figure(figure, path)
 
 
 def _draw_curve(axis: Axes, curve: Curve | None, colour: str, label: str | None) -> None:
-    if curve is not None and len(curve[0]):
+    if curve is not None and np.isfinite(curve[1]).any():
         axis.plot(*curve, color=colour, label=label, marker="o" if len(curve[0]) < 30 else "", markersize=3)
 
 
@@ -72,9 +87,9 @@ def draw_predictions(
         path: The PNG to write.
         title: Stands above.
     """
-    columns = min(8, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.5 * columns + 0.2, 1.95 * rows + 0.6), layout="constrained")
+    columns = max(1, min(8, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = Figure(figsize=(max(6.0, 1.5 * columns + 0.2), 1.95 * rows + 0.6), layout="constrained")
     figure.suptitle(title)
     for axis in np.atleast_1d(figure.subplots(rows, columns)).flat:
         axis.set_axis_off()
@@ -103,21 +118,43 @@ def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], pa
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(class_names)
     side = min(14.0, max(5.0, 2.5 + 0.55 * classes))
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
-    axis = figure.subplots()
-    picture = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    named = classes <= LEGIBLE_NAMES
+    figure = Figure(figsize=(side + (1.0 if named else 5.0), side), layout="constrained")
+    figure.suptitle(title)
+    axis, beside = figure.subplots(1, 2, width_ratios=[side, 0.01 if named else 4.0])
+    beside.set_axis_off()
+    # Where a class is a pixel or two wide, what is rare would vanish on a linear scale.
+    norm = PowerNorm(1.0 if named else 0.4, vmin=0.0, vmax=1.0)
+    picture = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the true class")
-    axis.set(title=title, xlabel="predicted class", ylabel="true class")
-    if classes <= 30:
+    axis.set(xlabel="predicted class", ylabel="true class")
+    if named:
         names = [_short(name) for name in class_names]
         axis.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(classes), names)
-    if classes <= 20:
+    else:
+        text = "most frequent mistakes\n\n" + "\n".join(_frequent_mistakes(counts, class_names))
+        beside.text(0.0, 1.0, text, va="top", fontsize=11)
+    if classes <= LEGIBLE_COUNTS:
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     save_figure(figure, path)
 
 
+def _frequent_mistakes(counts: npt.NDArray[np.int64], class_names: Sequence[str], top: int = 40) -> list[str]:
+    """Say which classes are taken for which other ones most often."""
+    mistakes = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:top]
+    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, counts.shape), strict=True)]
+    return [
+        f"{counts[row, column]} × {_short(class_names[row])} ({row}) called {_short(class_names[column])} ({column})"
+        for row, column in pairs
+        if mistakes[row, column]
+    ]
+
+
 def _short(name: str, length: int = 16) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """Shorten a name in its middle, since names that begin alike often end differently."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"

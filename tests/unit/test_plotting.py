@@ -1,0 +1,176 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from scalablevit_pl.plotting import (
+    TRAIN,
+    VAL,
+    WRONG,
+    Curve,
+    _frequent_mistakes,
+    _short,
+    draw_confusion,
+    draw_curves,
+    draw_predictions,
+)
+
+Pixels = npt.NDArray[np.uint8]
+NAN = float("nan")
+
+
+def read(path: Path) -> Pixels:
+    """Read a picture, and see that nothing else was left beside it."""
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def places(picture: Pixels, colour: str | tuple[int, int, int]) -> npt.NDArray[np.int64]:
+    """Return row and column of each pixel of exactly that colour."""
+    wanted = np.round(np.multiply(to_rgb(colour), 255)) if isinstance(colour, str) else colour
+    return np.argwhere((picture == wanted).all(axis=2))
+
+
+def show(path: Path, count: int, names: list[str], wrong: int = 0, side: int = 28) -> Pixels:
+    """Draw grey images of which the first `wrong` are called by the next class's name."""
+    labels = [names[index % len(names)] for index in range(count)]
+    predictions = [names[(index + (index < wrong)) % len(names)] for index in range(count)]
+    images = [np.full((side, side, 3), 128, np.uint8)] * count
+    draw_predictions(images, labels, predictions, [index / count for index in range(count)], path, "title")
+    return read(path)
+
+
+@pytest.mark.parametrize("count", [1, 3, 11, 40])
+def test_predictions_of_few_and_many_images(count: int, tmp_path: Path) -> None:
+    picture = show(tmp_path / "predictions.png", count, ["cat", "dog"])
+    columns, rows = min(8, count), -(-count // 8)
+    assert picture.shape[1] / picture.shape[0] == pytest.approx(
+        max(6.0, 1.5 * columns + 0.2) / (1.95 * rows + 0.6), rel=0.02
+    )
+    grey = len(places(picture, (128, 128, 128)))
+    assert grey > 0.8 * count * 150**2
+
+
+def test_wrong_predictions_are_marked(tmp_path: Path) -> None:
+    areas = [len(places(show(tmp_path / "x.png", 3, ["cat", "dog"], wrong), WRONG)) for wrong in range(4)]
+    assert areas[0] == 0
+    assert np.diff(areas).min() > 1000
+
+
+@pytest.mark.parametrize("side", [1, 28, 224])
+def test_predictions_of_images_of_any_size(side: int, tmp_path: Path) -> None:
+    show(tmp_path / "predictions.png", 2, ["cat", "dog"], side=side)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30, 1000])
+def test_confusion_of_few_and_many_classes(classes: int, tmp_path: Path) -> None:
+    counts = 5 * np.eye(classes, dtype=np.int64)
+    counts[0, 0] = 0
+    draw_confusion(counts, [f"class number {index}" for index in range(classes)], tmp_path / "x.png", "title")
+    assert min(read(tmp_path / "x.png").shape[:2]) > 400
+
+
+def test_rows_of_the_confusion_are_true_classes(tmp_path: Path) -> None:
+    middles = []
+    for counts in ([[0, 4], [0, 0]], [[0, 0], [4, 0]]):
+        draw_confusion(np.array(counts), ["cat", "dog"], tmp_path / "x.png", "title")
+        middles.append(places(read(tmp_path / "x.png"), (8, 48, 107)).mean(axis=0))
+    assert middles[0][0] < middles[1][0] - 50  # above
+    assert middles[0][1] > middles[1][1] + 50  # to the right
+
+
+def test_the_confusion_is_shaded_by_the_share_of_the_true_class(tmp_path: Path) -> None:
+    pictures = []
+    for counts in ([[1, 0], [1, 0]], [[1, 0], [1000, 0]]):
+        draw_confusion(np.array(counts), ["cat", "dog"], tmp_path / "x.png", "title")
+        pictures.append(len(places(read(tmp_path / "x.png"), (8, 48, 107))))
+    assert pictures[0] == pytest.approx(pictures[1], rel=0.01)
+    assert pictures[0] > 10_000
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["plain", "", "two\nlines", "a name that is longer than any axis has room for"],
+        ["US$ 5", "from US$ to AU$", "a_b^c \\x", "Ärger ☃ é"],
+        ["$\\frac{$", "$^$ and $_$"],
+    ],
+    ids=["long", "odd", "formulas"],
+)
+def test_strange_names_are_drawn(names: list[str], tmp_path: Path) -> None:
+    show(tmp_path / "x.png", len(names), names, wrong=1)
+    draw_confusion(np.eye(len(names), dtype=np.int64), names, tmp_path / "x.png", names[0])
+    draw_curves({}, tmp_path / "x.png", " ".join(names))
+    read(tmp_path / "x.png")
+
+
+def test_curves_have_their_colours(tmp_path: Path) -> None:
+    curves: dict[str, Curve] = {}
+    seen = []
+    for name in ("train/loss", "val/loss", "train/top1", "val/top1"):
+        curves[name] = ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0] if name.startswith("train") else [1.0, 3.0, 2.0])
+        draw_curves(curves, tmp_path / "curves.png", "title")
+        picture = read(tmp_path / "curves.png")
+        halves = picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]
+        seen.append([len(places(half, colour)) > 100 for half in halves for colour in (TRAIN, VAL)])
+    assert seen == [[True, False, False, False], [True, True, False, False], [True, True, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: ([], []),
+        lambda name: ([1.0], [0.5]),
+        lambda name: ([1.0], [NAN]),
+        lambda name: ([1.0, 2.0, 3.0], [2.0, NAN, float("inf")]),
+        lambda name: ([epoch / 20 for epoch in range(2000)], [0.5] * 2000),
+        lambda name: ([1.0], [0.0]) if name == "train/lr" else ([], []),
+    ],
+    ids=["empty", "one point", "one NaN", "some NaN", "constant", "only lr"],
+)
+def test_curves_of_any_length_and_value(make: Callable[[str], Curve], tmp_path: Path) -> None:
+    names = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
+    draw_curves({name: make(name) for name in names}, tmp_path / "curves.png", "title")
+    assert min(read(tmp_path / "curves.png").shape[:2]) > 400
+
+
+def test_a_run_without_any_number_has_an_empty_picture(tmp_path: Path) -> None:
+    draw_curves({}, tmp_path / "curves.png", "title")
+    read(tmp_path / "curves.png")
+
+
+def test_a_picture_that_fails_leaves_the_earlier_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "curves.png"
+    draw_curves({}, path, "title")
+    before = path.read_bytes()
+
+    def fail(figure: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="no space"):
+        draw_curves({"train/loss": ([1.0], [0.5])}, path, "title")
+    assert path.read_bytes() == before
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert _short("a very long class name 1") == "a very l… name 1"
+    assert _short("two\nlines\tand more") == "two line…nd more"
+    assert _short("exactly sixteen!") == "exactly sixteen!"
+
+
+def test_the_most_frequent_mistakes_come_first() -> None:
+    counts = np.array([[9, 0, 2], [5, 9, 0], [0, 1, 9]])
+    assert _frequent_mistakes(counts, ["a", "b", "c"]) == [
+        "5 × b (1) called a (0)",
+        "2 × a (0) called c (2)",
+        "1 × c (2) called b (1)",
+    ]
+    assert _frequent_mistakes(counts, ["a", "b", "c"], top=1) == ["5 × b (1) called a (0)"]
