@@ -1,5 +1,6 @@
 """What the optimizer gets: parameter groups and the learning rate's course."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
@@ -65,6 +68,14 @@ class WarmupCosineSchedule(LRScheduler):
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
         super().__init__(optimizer)
+        if min(self.base_lrs) < max(min_lr, warmup_lr):
+            logger.warning(
+                "the learning rate %.3g is below min_lr %.3g or warmup_lr %.3g, so that it rises where it should fall: "
+                "these two are not scaled with the batch; lower them too",
+                min(self.base_lrs),
+                min_lr,
+                warmup_lr,
+            )
 
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the current step."""

@@ -45,11 +45,14 @@ class BaseTask(pl.LightningModule):
         Raises:
             ValueError: If the number of steps or the batch size is unknown, or the schedule does not take them.
         """
+        self.trainer.fit_loop.setup_data()  # not done yet where training is limited by steps alone
         total_steps = self.trainer.estimated_stepping_batches
         batch_size = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if not 0 < total_steps < math.inf or batch_size is None:
+        known = 0 < total_steps < math.inf and self.trainer.num_training_batches < math.inf
+        if not known or batch_size is None:
             raise ValueError(
-                f"the schedule needs a known number of steps and batch size, got {total_steps} and {batch_size}: set "
+                f"the schedule needs a known number of steps and batch size, got {total_steps} steps, "
+                f"{self.trainer.num_training_batches} batches an epoch and a batch size of {batch_size}: set "
                 "--trainer.max_steps or --trainer.max_epochs, and train on data of known length"
             )
         accumulated = self.trainer.accumulate_grad_batches
