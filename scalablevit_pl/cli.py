@@ -180,8 +180,9 @@ def show_log() -> None:
 
 
 def fail(sentence: str) -> int:
-    """Say what went wrong on standard error and return the exit status for it."""
-    sys.stderr.write(f"scalablevit: error: {sentence}\n")
+    """Say what went wrong on standard error, on a line of its own, and return the exit status for it."""
+    progress = "\n" if "lightning" in sys.modules else ""  # a bar that was interrupted does not end its line
+    sys.stderr.write(f"{progress}scalablevit: error: {sentence}\n")
     return 2
 
 
@@ -214,13 +215,22 @@ def settle(command: str, options: list[str]) -> list[str]:
     if "--help-all" in options:
         return ["--help"]
     words = split_values(options)
-    run = value_of(words, "--run")
-    if command != "fit" and run is not None:
-        words += ["--run", str(existing_run(run))]
-    if not has(words, "--config") and run is not None and (run_folder(run) / CONFIG).is_file():
-        words = ["--config", str(run_folder(run) / CONFIG), *words]
-    if run is None:
-        words += ["--run", default_run(value_of(words, "--config"), value_of(words, "--ckpt_path"))]
+    named = value_of(words, "--run")
+    run = named or run_of_checkpoint(value_of(words, "--ckpt_path"))
+    if run is not None:
+        folder = run_folder(run) if command == "fit" else existing_run(run)
+        if run != named or command != "fit":
+            words += ["--run", str(folder)]
+        if not has(words, "--config") and (folder / CONFIG).is_file():
+            words = ["--config", str(folder / CONFIG), *words]
+    else:
+        words += ["--run", default_run(words)]
+    if not has(words, "--config", "--data", "--model"):
+        raise ValueError(
+            "there is nothing to start from: give a recipe with --config, such as --config recipes/quickstart.yaml"
+            if command == "fit"
+            else "there is nothing to start from: give a run with --run"
+        )
     for position, word in enumerate(words[:-1]):
         if word == "--config":
             words[position + 1] = str(find_config(words[position + 1]))
@@ -250,12 +260,17 @@ def value_of(words: list[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
-def default_run(config: str | None, checkpoint: str | None) -> str:
-    """Name a run: that of the checkpoint if it lies in one, or else recipe, date and time."""
+def default_run(words: list[str]) -> str:
+    """Name a run after its recipe, which is the first configuration, with date and time."""
+    recipe = words[words.index("--config") + 1] if "--config" in words[:-1] else "run"
+    return f"{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run_of_checkpoint(checkpoint: str | None) -> str | None:
+    """Return the folder of the run that a checkpoint lies in, if it lies in one."""
     folder = Path(checkpoint or "").resolve().parent
-    if checkpoint and folder.name == "checkpoints" and (folder.parent / CONFIG).is_file():
-        return str(folder.parent)
-    return f"{Path(config or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    in_run = checkpoint is not None and folder.name == "checkpoints" and (folder.parent / CONFIG).is_file()
+    return str(folder.parent) if in_run else None
 
 
 def find_config(name: str) -> Path:

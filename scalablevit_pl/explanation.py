@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 PACKAGE = Path(__file__).parent
 # Lines of jsonargparse's messages that say where, not what.
 STRUCTURE = re.compile(r"Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value")
+TIMM_FACTORY = "timm.create_model"
 REJECTED = re.compile(
     r"(?:(?:Group '(?P<group>[^']+)'|Subcommand '\w+') does not accept option '([^']+)'"
     r"|Option '([^']+)' is not accepted|unrecognized arguments: (\S+))"
@@ -70,18 +71,51 @@ def explain_argument(message: str, parsers: Iterable[ArgumentParser]) -> str:
     if rejected:
         name = next(text for text in rejected.groups()[-3:] if text).split("=")[0].lstrip("-")
         where = [*keys, rejected["group"]] if rejected["group"] else keys
-        owners = re.findall(r"Problem with given class_path '([^']+)'", message[: rejected.start()])
-        known = _parameters(owners[-1]) if owners else _options(parsers)
-        return f"unknown option --{'.'.join([*where, name])}{_nearest(name, known, [] if not owners else keys)}"
+        return f"unknown option --{'.'.join([*where, name])}{_hint(name, keys, rejected, parsers)}"
+    innermost = (
+        message[[match.end() for match in re.finditer(r'Parser key "[^"]+":', message)][-1] :] if keys else message
+    )
+    wrong = _wrong_value(innermost)
+    if wrong:
+        return f"--{'.'.join(keys)}: {wrong}" if keys else wrong
+    valueless = re.fullmatch(r"argument --(data|model|trainer): expected one argument", message.strip())
+    if valueless:
+        return f"an option that begins with --{valueless[1]}. has no value: write a value behind it"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     leaf = next((line for line in lines if not STRUCTURE.match(line)), lines[0])
     if leaf.startswith("Problems parsing config"):
         return " ".join(lines)
-    wrong = re.match(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. Got value: (.*))?$", leaf)
-    if wrong and keys:
-        given = wrong[3] or lines[-1].removeprefix("Given value: ")
-        return f"--{'.'.join(keys)}: expected {(wrong[1] or wrong[2]).replace('typing.', '')}, got {given!r}"
     return f"--{'.'.join(keys)}: {leaf}" if keys else leaf
+
+
+def _wrong_value(message: str) -> str | None:
+    """Say what was expected and what was given, from the part of a message that is about one option."""
+    given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    path = re.search(r"Expected a dot import path string: (.*)$", message, re.MULTILINE)
+    before = message[: given.start()] if given else message
+    kinds: list[str] = []
+    for kind in re.findall(r"Expected an? (.+?)\.?\s*$", before, re.MULTILINE):
+        literal = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+        if not kind.startswith(("path but", "dot import path")):
+            kinds += literal[1].split(", ") if literal else [re.sub(r"<class '(.+)'>", r"\1", kind)]
+    kinds = ["null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds)]
+    if path and not set(kinds) - {"null"}:
+        return f"expected the import path of a class or function, such as torch.optim.AdamW, got {path[1]!r}"
+    if set(kinds) - {"null"} and given:
+        return f"expected {' or '.join(filter(None, [', '.join(kinds[:-1]), kinds[-1]]))}, got {given[1]!r}"
+    return None
+
+
+def _hint(name: str, keys: list[str], rejected: re.Match[str], parsers: Iterable[ArgumentParser]) -> str:
+    """Point at what may have been meant by an option that is not accepted."""
+    before, after = rejected.string[: rejected.start()], rejected.string[rejected.end() :]
+    owners = re.findall(r"Problem with given class_path '([^']+)'", before)
+    owners += re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", after)
+    if not owners:
+        return _nearest(name, _options(parsers), [])
+    if owners[-1] == TIMM_FACTORY:
+        return f": what {owners[-1]} hands on to the network is given as --{'.'.join(keys)}.dict_kwargs.{name}"
+    return _nearest(name, _parameters(owners[-1]), keys)
 
 
 def _options(parsers: Iterable[ArgumentParser]) -> list[str]:

@@ -13,7 +13,13 @@ RESOLVED = "resolved.json"  # written as training starts: from then on there is 
 
 
 def run_folder(run: str) -> Path:
-    """Return the folder of a run: below `runs/` for a name, the path itself for a path."""
+    """Return the folder of a run: below `runs/` for a name, the path itself for a path.
+
+    Raises:
+        ValueError: If the name is empty or means the folder of all runs.
+    """
+    if run.strip() in ("", ".", ".."):
+        raise ValueError(f"--run {run!r} is no name: give the run one of its own, or a path with a {os.sep}")
     return Path(run) if os.sep in run else RUNS / run
 
 

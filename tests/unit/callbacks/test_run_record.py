@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from scalablevit_pl.callbacks.metrics_log import MetricsLog
+from scalablevit_pl.callbacks.run_record import RunRecord
+from scalablevit_pl.models import create_model
+from scalablevit_pl.preprocessing import Preprocessing
+
+NAMES = ["cat", "dog"]
+SMALL = Preprocessing(28, 1.0)
+STORED = {"class_names": NAMES, "preprocessing": json.loads(json.dumps(SMALL.to_dict()))}
+TIMM = {"class_path": "timm.create_model", "init_args": {"model_name": "resnet18", "num_classes": 2}}
+RESOLVED = {
+    "parameters": 10,
+    "trainable_parameters": 9,
+    "global_batch": 8,
+    "lr": 0.1,
+    "total_steps": 20,
+    "warmup_steps": 5,
+    "steps_per_epoch": 10,
+    "samples_per_epoch": 80,
+}
+
+
+def make_trainer(names: list[str] = NAMES, preprocessing: Preprocessing = SMALL, **values: Any) -> Any:
+    return SimpleNamespace(datamodule=SimpleNamespace(class_names=names, preprocessing=preprocessing), **values)
+
+
+def make_module(num_classes: int = 2, network: nn.Module | None = None) -> Any:
+    return SimpleNamespace(num_classes=num_classes, network=network, resolved=RESOLVED)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 1000])
+def test_another_number_of_classes_is_refused(num_classes: int, tmp_path: Path) -> None:
+    message = f"the data has 2 classes but the network has num_classes={num_classes}: set --model.network.num_classes=2"
+    with pytest.raises(ValueError, match=message):
+        RunRecord(tmp_path, {}).setup(make_trainer(), make_module(num_classes), "fit")
+
+
+@pytest.mark.parametrize("stored", [None, STORED])
+def test_data_that_agrees_is_accepted(stored: dict[str, Any] | None, tmp_path: Path) -> None:
+    RunRecord(tmp_path, {}, stored).setup(make_trainer(), make_module(), "test")
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], ["cat", "owl"]])
+def test_other_class_names_than_the_stored_ones_are_refused(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained with class_names .*'cat', 'dog'.* but the data gives"):
+        RunRecord(tmp_path, {}, STORED).setup(make_trainer(names), make_module(), "test")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"input_size": 32}, {"crop_pct": 0.9}, {"interpolation": "bilinear"}, {"mean": (0.1,) * 3}, {"std": (0.1,) * 3}],
+    ids=str,
+)
+def test_another_preprocessing_than_the_stored_one_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    other = Preprocessing(**{"input_size": 28, "crop_pct": 1.0} | values)
+    with pytest.raises(ValueError, match=r"trained with preprocessing .* but the data gives"):
+        RunRecord(tmp_path, {}, STORED).setup(make_trainer(preprocessing=other), make_module(), "test")
+
+
+def test_checkpoints_carry_what_it_takes_to_use_the_network(tmp_path: Path) -> None:
+    network, config = create_model("scalablevit_nano", 2), {"seed_everything": 0}
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    RunRecord(tmp_path, config).on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
+    assert checkpoint["scalablevit_pl"] == STORED | {"schema": 1, "network": network.config, "config": config}
+
+
+def test_a_network_without_a_description_is_recorded_by_its_section(tmp_path: Path) -> None:
+    for config, expected in (({"model": {"init_args": {"network": TIMM}}}, TIMM), ({"model": {}}, None)):
+        checkpoint: dict[str, Any] = {}
+        record = RunRecord(tmp_path, config)
+        record.on_save_checkpoint(make_trainer(), make_module(network=nn.Linear(1, 2)), checkpoint)
+        assert checkpoint["scalablevit_pl"]["network"] == expected
+
+
+def test_a_run_begins_with_what_was_resolved_and_goes_on_with_its_numbers(tmp_path: Path) -> None:
+    earlier = MetricsLog(tmp_path / "metrics.csv")
+    for step in range(4):
+        earlier.log_metrics({"train/loss": 1.0}, step)
+    earlier.save()
+    log = MetricsLog(tmp_path / "metrics.csv")
+    trainer = make_trainer(is_global_zero=True, global_step=3, loggers=[log])
+    RunRecord(tmp_path, {}).on_train_start(trainer, make_module())
+    assert json.loads((tmp_path / "resolved.json").read_text()) == RESOLVED
+    assert list(log.rows) == [0, 1, 2]
+
+
+def test_an_epoch_ends_with_the_numbers_and_their_curves(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.0}, 9)
+    RunRecord(tmp_path, {}).on_train_epoch_end(make_trainer(is_global_zero=True, loggers=[log]), make_module())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]

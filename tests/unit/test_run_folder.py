@@ -1,0 +1,142 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalablevit_pl.run_folder import claim_folder, differences, existing_run, run_folder
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {"class_path": "Task", "init_args": {"label_smoothing": 0.1, "network": {"name": "nano"}}},
+    "data": {"init_args": {"mean": [0.5, 0.5], "augmentation": None, "dataset": "Schmetterlinge ü"}},
+    "trainer": {"max_epochs": 1},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Return the configuration with another value at a dotted path."""
+    name, _, rest = path.partition(".")
+
+    def put(section: dict[str, Any], name: str, rest: str) -> dict[str, Any]:
+        inner, _, further = rest.partition(".")
+        return section | {name: put(section[name], inner, further) if rest else value}
+
+    return put(CONFIG, name, rest)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(*names: str) -> None:
+    for name in names:
+        claim_folder(run_folder(name), CONFIG, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("run", "folder"),
+    [
+        ("first", "runs/first"),
+        ("a.b c", "runs/a.b c"),
+        ("runs/first", "runs/first"),
+        ("./first", "first"),
+        ("/tmp/first", "/tmp/first"),
+    ],
+)
+def test_a_name_lies_below_runs_and_a_path_where_it_says(run: str, folder: str) -> None:
+    assert run_folder(run) == Path(folder)
+
+
+def test_a_run_is_found_by_name_and_by_path(work: Path) -> None:
+    start("first")
+    for run in ("first", "runs/first", "./runs/first", "runs/first/", str(work / "runs/first")):
+        assert existing_run(run).resolve() == work / "runs/first"
+
+
+@pytest.mark.parametrize("run", ["frist", "runs/frist", "elsewhere/first"])
+def test_a_missing_run_names_the_nearest(run: str) -> None:
+    start("first", "other")
+    with pytest.raises(ValueError, match=f"no run in '.*{run}': did you mean first"):
+        existing_run(run)
+
+
+def test_a_missing_run_without_a_near_one_says_what_to_give() -> None:
+    Path("runs/first").mkdir(parents=True)  # a folder without a configuration is no run
+    with pytest.raises(ValueError, match=r"no run in 'runs/first': give the name of a folder below runs/, or a path"):
+        existing_run("first")
+
+
+def test_a_new_run_writes_its_configuration() -> None:
+    folder = Path("deep/below/first")
+    claim_folder(folder, CONFIG, resume=False)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == CONFIG
+    assert list(yaml.safe_load(text)) == list(CONFIG)
+    assert "Schmetterlinge ü" in text
+
+
+def test_a_folder_that_exists_without_a_run_is_taken() -> None:
+    Path("runs/first/notes").mkdir(parents=True)
+    start("first")
+
+
+def test_a_second_run_in_the_folder_is_refused() -> None:
+    start("first")
+    Path("runs/first/resolved.json").write_text("{}")  # from here on it has begun to train
+    before = Path("runs/first/config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"'runs/first' already holds a run: .*--run.*--resume last"):
+        claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=False)
+    assert Path("runs/first/config.yaml").read_bytes() == before
+
+
+def test_a_run_that_never_began_to_train_makes_way() -> None:
+    start("first")
+    claim_folder(run_folder("first"), changed("model.init_args.label_smoothing", 0.2), resume=False)
+    assert yaml.safe_load(Path("runs/first/config.yaml").read_text())["model"]["init_args"]["label_smoothing"] == 0.2
+
+
+@pytest.mark.parametrize(("path", "value"), [("trainer.max_epochs", 9), ("seed_everything", 1)])
+def test_a_resume_may_change_trainer_and_seed(path: str, value: int) -> None:
+    start("first")
+    claim_folder(run_folder("first"), changed(path, value), resume=True)
+    assert yaml.safe_load(Path("runs/first/config.yaml").read_text()) == changed(path, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("model.init_args.label_smoothing", 0.2, "model.init_args.label_smoothing was 0.1 and is 0.2"),
+        ("model.init_args.network", {"name": "s"}, "model.init_args.network.name was 'nano' and is 's'"),
+        ("data.init_args.mean", [0.5, 0.4], "data.init_args.mean was [0.5, 0.5] and is [0.5, 0.4]"),
+        ("data.init_args.augmentation", {"mixup": 1}, "data.init_args.augmentation was None and is {'mixup': 1}"),
+        ("data.init_args", None, "data.init_args was {"),
+    ],
+)
+def test_a_resume_with_another_model_or_other_data_is_refused(path: str, value: Any, line: str) -> None:
+    start("first")
+    before = Path("runs/first/config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="cannot be resumed with other values") as caught:
+        claim_folder(run_folder("first"), changed(path, value), resume=True)
+    assert line in str(caught.value)
+    assert Path("runs/first/config.yaml").read_bytes() == before
+
+
+def test_a_resume_in_a_folder_of_its_own_begins_one() -> None:
+    claim_folder(run_folder("branch"), CONFIG, resume=True)
+    assert existing_run("branch") == Path("runs/branch")
+
+
+def test_differences_are_listed_with_their_place() -> None:
+    earlier = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "gone": True}
+    assert differences(earlier, earlier) == []
+    assert differences(earlier, earlier | {"more": 1}) == []
+    assert differences(earlier, {"a": 2, "b": {"c": [2, 1], "d": {"e": 0}}}) == [
+        "a was 1 and is 2",
+        "b.c was [1, 2] and is [2, 1]",
+        "b.d.e was None and is 0",
+        "gone was True and is None",
+    ]
