@@ -180,9 +180,8 @@ def show_log() -> None:
 
 
 def fail(sentence: str) -> int:
-    """Say what went wrong on standard error, on a line of its own, and return the exit status for it."""
-    progress = "\n" if "lightning" in sys.modules else ""  # a bar that was interrupted does not end its line
-    sys.stderr.write(f"{progress}scalablevit: error: {sentence}\n")
+    """Say what went wrong on standard error and return the exit status for it."""
+    sys.stderr.write(f"scalablevit: error: {sentence}\n")
     return 2
 
 

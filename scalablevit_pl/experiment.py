@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.callbacks.run_record import RunRecord
 from scalablevit_pl.checkpoint import RECORD_KEY, find_checkpoint, read_checkpoint
 from scalablevit_pl.explanation import explain_argument
@@ -108,7 +109,7 @@ class ExperimentCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         command, checkpoint = self.config.subcommand, self.config[self.config.subcommand].ckpt_path
-        ours: list[pl.Callback] = [RunRecord(self.folder, self.record, self.stored)]
+        ours: list[pl.Callback] = [LineEnd(), RunRecord(self.folder, self.record, self.stored)]
         if command == "fit":
             if config["enable_checkpointing"] is not False:
                 ours += checkpoints(self.folder / "checkpoints")

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.checkpoint import load_trained_classifier
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.data.source import images_below
@@ -45,7 +46,7 @@ def predict_files(options: list[str]) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[PredictionWriter(arguments.out or sys.stdout, trained.class_names)],
+        callbacks=[LineEnd(), PredictionWriter(arguments.out or sys.stdout, trained.class_names)],
     )
     with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar, which must not end up in the table
         trainer.predict(ClassificationTask(trained.network), loader, return_predictions=False)
