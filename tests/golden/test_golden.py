@@ -4,20 +4,16 @@ import argparse
 import json
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from golden.network import DATA, SIZES, TINY, build
 from safetensors.torch import load_file
 from torch import Tensor
 
 from scalablevit_pl.checkpoint import convert_reference_state_dict
-from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
 
-DATA = Path(__file__).parent / "data"
 SALT = "golden-v1"
-SIZES = {"small": "scalablevit_s", "base": "scalablevit_b", "large": "scalablevit_l"}
-TINY = json.loads((DATA / "tiny_configs.json").read_text())
 
 
 def fill(name: str) -> Iterator[tuple[str, Tensor]]:
@@ -37,18 +33,6 @@ def image(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{SALT}/image".encode())))
 
 
-def tiny(name: str) -> ImageClassifier:
-    config = TINY[name]
-    backbone = ScalableViT(
-        config["embed_dims"],
-        config["num_heads"],
-        config["depths"],
-        spatial_ratios=config["sr_ratios"],
-        channel_ratios=config["c_ratios"],
-    )
-    return ImageClassifier(backbone, config["num_classes"], "linear" if config.get("plain_head") else "mlp")
-
-
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
@@ -56,7 +40,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_published_sizes(size: str) -> None:
-    model = create_model(SIZES[size]).eval()
+    model = build(size).eval()
     model.load_state_dict(convert_reference_state_dict(dict(fill(size))))
     expected = load_file(DATA / f"{size}_expected.safetensors")
     maps = model.backbone(image(2, 3, 224, 224))
@@ -74,7 +58,7 @@ def test_published_sizes(size: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_tiny_networks(name: str) -> None:
-    model = tiny(name).eval()
+    model = build(name).eval()
     model.load_state_dict(convert_reference_state_dict(dict(fill(name))))
     expected = load_file(DATA / f"{name}_expected.safetensors")
     for height, width in ((224, 224), (224, 448)):
@@ -89,18 +73,9 @@ def test_tiny_networks(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_both_window_modes_are_the_released_function_at_multiples_of_224(name: str) -> None:
-    config = TINY[name]
-    backbone = ScalableViT(
-        config["embed_dims"],
-        config["num_heads"],
-        config["depths"],
-        spatial_ratios=config["sr_ratios"],
-        channel_ratios=config["c_ratios"],
-        window_pad="zero",
-    ).eval()
-    weights = convert_reference_state_dict(dict(fill(name)))
-    backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")})
-    for stage, feature in enumerate(backbone(image(1, 3, 224, 224)), start=1):
+    model = build(name, window_pad="zero").eval()
+    model.load_state_dict(convert_reference_state_dict(dict(fill(name))))
+    for stage, feature in enumerate(model.backbone(image(1, 3, 224, 224)), start=1):
         assert_close(feature, load_file(DATA / f"{name}_expected.safetensors")[f"stage{stage}"], 2e-5)
 
 
@@ -108,7 +83,7 @@ def test_a_checkpoint_in_the_released_layout_is_read_without_running_code() -> N
     path = DATA / "tiny_c_official_format.pth"
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = torch.load(path, weights_only=True)
-    model = tiny("tiny_c").eval()
+    model = build("tiny_c").eval()
     model.load_state_dict(convert_reference_state_dict(checkpoint["model"]))
     with torch.no_grad():
         logits = model(image(1, 3, 224, 224))

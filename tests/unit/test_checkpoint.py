@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from golden.network import DATA, SIZES, TINY, build
 from torch import Tensor, nn
 
 from scalablevit_pl.checkpoint import (
@@ -20,11 +21,9 @@ from scalablevit_pl.checkpoint import (
     load_trained_classifier,
     read_checkpoint,
 )
-from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
+from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "data"
-TINY = json.loads((GOLDEN / "tiny_configs.json").read_text())
 PREPROCESSING = Preprocessing(input_size=28, crop_pct=1.0, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
 TIMM_SECTION = {
     "class_path": "timm.create_model",
@@ -46,23 +45,13 @@ REFERENCE_NAMES = [
 
 
 def reference(name: str) -> dict[str, Tensor]:
-    shapes = json.loads((GOLDEN / f"{name}_keys.json").read_text())
+    shapes = json.loads((DATA / f"{name}_keys.json").read_text())
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def classifier(name: str) -> ImageClassifier:
     with torch.device("meta"):
-        if name not in TINY:
-            return create_model({"small": "scalablevit_s", "base": "scalablevit_b", "large": "scalablevit_l"}[name])
-        config = TINY[name]
-        backbone = ScalableViT(
-            config["embed_dims"],
-            config["num_heads"],
-            config["depths"],
-            spatial_ratios=config["sr_ratios"],
-            channel_ratios=config["c_ratios"],
-        )
-        return ImageClassifier(backbone, config["num_classes"], "linear" if config.get("plain_head") else "mlp")
+        return build(name)
 
 
 def nano() -> ImageClassifier:
@@ -99,7 +88,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["small", "base", "large", *TINY])
+@pytest.mark.parametrize("name", [*SIZES, *TINY])
 def test_reference_weights_get_our_names_one_each(name: str) -> None:
     theirs = reference(name)
     ours = convert_reference_state_dict(theirs)
