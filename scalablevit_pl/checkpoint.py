@@ -1,6 +1,7 @@
 """Weights from elsewhere: the reference release's keys, and the checkpoints of our own runs."""
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     return {names[key]: tensor for key, tensor in state_dict.items()}
 
 
+def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint of the reference release, which is pickled, without running code, and rename its weights.
+
+    Args:
+        path: A `.pth` file with an entry `model`.
+
+    Returns:
+        The weights under the names of `ImageClassifier`.
+
+    Raises:
+        ValueError: If the file is damaged, holds anything but tensors and plain values, or other weights.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the release keeps its options in one
+        checkpoint = _read(Path(path))
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise ValueError(f"{str(path)!r} is no checkpoint of the reference release: it has no entry 'model'")
+    return convert_reference_state_dict(checkpoint["model"])
+
+
 def _reference_layers(keys: Mapping[str, Tensor]) -> dict[str, str]:
     """Map the layers that a reference network with these keys must have to our names for them."""
     layers = {"norm": "head.norm"} | (MLP_HEAD_NAMES if "head.0.weight" in keys else {"head": "head.fc"})
@@ -98,8 +118,8 @@ class TrainedClassifier:
     preprocessing: Preprocessing
 
 
-def find_checkpoint(weights: str | Path) -> Path:
-    """Return the checkpoint that is meant: the file itself, or a run folder's best one, or else its last.
+def find_checkpoint(weights: str | Path, names: Sequence[str] = ("best", "last")) -> Path:
+    """Return the checkpoint that is meant: the file itself, or of a run folder the first that there is of some names.
 
     Raises:
         ValueError: If there is none, or a URL is given.
@@ -109,9 +129,9 @@ def find_checkpoint(weights: str | Path) -> Path:
     path = Path(weights)
     if path.is_file():
         return path
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
+    for name in names:
+        if (path / "checkpoints" / f"{name}.ckpt").is_file():
+            return path / "checkpoints" / f"{name}.ckpt"
     raise ValueError(
         f"{str(path)!r} is neither a checkpoint nor a run folder with checkpoints/best.ckpt or checkpoints/last.ckpt: "
         "check the path"
@@ -124,14 +144,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is damaged, holds anything else, or is no checkpoint of this package.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle make the reader raise almost anything
-        raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {_one_line(error)}") from error
+    checkpoint = _read(path)
     record = checkpoint.get(RECORD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "state_dict" not in checkpoint:
         raise ValueError(f"{str(path)!r} is not a checkpoint of a scalablevit_pl run of schema {SCHEMA}")
     return dict(checkpoint)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no pickle make the reader raise almost anything
+        raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {_one_line(error)}") from error
 
 
 def load_trained_classifier(weights: str | Path) -> TrainedClassifier:

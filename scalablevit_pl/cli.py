@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -167,6 +168,7 @@ def show_log() -> None:
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        logger.addFilter(lambda record: record.levelno >= logging.ERROR or is_first_process())
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
             lambda record: not record.getMessage().startswith(("💡", "TPU available"))
         )
@@ -177,6 +179,11 @@ def show_log() -> None:
         "The '.*' does not have many workers",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the only process of a run or the one that speaks for all, however they were started."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
 def fail(sentence: str) -> int:

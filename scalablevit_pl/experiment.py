@@ -18,7 +18,7 @@ from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.callbacks.run_record import RunRecord
 from scalablevit_pl.checkpoint import RECORD_KEY, find_checkpoint, read_checkpoint
 from scalablevit_pl.explanation import explain_argument
-from scalablevit_pl.run_folder import claim_folder, run_folder
+from scalablevit_pl.run_folder import check_resumable, claim_folder, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class ExperimentCLI(LightningCLI):
             config.ckpt_path = self.folder
         self.stored: dict[str, Any] | None = None
         if config.ckpt_path is not None:
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+            names = ("last", "best") if command == "fit" else ("best", "last")
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, names))
             self.stored = read_checkpoint(Path(config.ckpt_path))[RECORD_KEY]
             logger.info("weights from %s", config.ckpt_path)
 
@@ -87,6 +88,8 @@ class ExperimentCLI(LightningCLI):
         self.record = record | {"run": str(config.run)}
         if getattr(rank_zero_only, "rank", 0) == 0:
             if self.config.subcommand == "fit":
+                if self.stored is not None:
+                    check_resumable(self.stored["config"], self.record)
                 claim_folder(self.folder, self.record, resume=config.ckpt_path is not None)
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -106,6 +109,10 @@ class ExperimentCLI(LightningCLI):
             MetricsLog(self.folder / "metrics.csv"),
             TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False),
         ]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Return the arguments of the trainer's method, which reads checkpoints as data and runs no code in them."""
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         command, checkpoint = self.config.subcommand, self.config[self.config.subcommand].ckpt_path

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from scalablevit_pl.checkpoint import TIMM_FACTORY
+
 PACKAGE = Path(__file__).parent
 # Lines of jsonargparse's messages that say where, not what.
 STRUCTURE = re.compile(r"Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value")
-TIMM_FACTORY = "timm.create_model"
 REJECTED = re.compile(
     r"(?:(?:Group '(?P<group>[^']+)'|Subcommand '\w+') does not accept option '([^']+)'"
     r"|Option '([^']+)' is not accepted|unrecognized arguments: (\S+))"

@@ -77,6 +77,13 @@ class WarmupCosineSchedule(LRScheduler):
                 warmup_lr,
             )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of an earlier schedule, on the course of this one: a resumed run may train longer."""
+        own = ("total_steps", "warmup_steps", "warmup_lr", "min_lr", "base_lrs")
+        super().load_state_dict(state_dict | {name: getattr(self, name) for name in own})
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the current step."""
         step = self.last_epoch  # torch's name for the number of calls to step()

@@ -15,6 +15,8 @@ from matplotlib.font_manager import get_font_names
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from scalablevit_pl.storage import written_aside
+
 TRAIN, VAL, RATE, WRONG = "#0072B2", "#D55E00", "#555555", "#D55E00"  # told apart by colour-blind people too
 # The first is matplotlib's own; each of the others knows Chinese, Japanese and Korean on some system.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
@@ -28,11 +30,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_fontfamily(fonts)
-    aside = path.with_name(f".{path.name}.part")
-    with warnings.catch_warnings():
+    with written_aside(path) as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # there is no font for it here; the tables have it
         figure.savefig(aside, format="png", dpi=110)
-    aside.replace(path)
 
 
 def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:

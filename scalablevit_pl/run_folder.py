@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from scalablevit_pl.storage import written_aside
+
 RUNS = Path("runs")
 CONFIG = "config.yaml"
 RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
@@ -42,30 +44,47 @@ def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
     """Write `config.yaml` into a run folder, which is made if need be.
 
     Raises:
-        ValueError: If the folder holds a run that this one does not resume, or whose data or model are not the same.
+        ValueError: If the folder holds a run that this one does not resume.
     """
     path = folder / CONFIG
     if (folder / RESOLVED).exists() and not resume:
         raise ValueError(
             f"{str(folder)!r} already holds a run: choose another name with --run, or continue it with --resume last"
         )
-    if path.exists() and resume:
-        earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = differences({key: earlier.get(key) for key in ("model", "data")}, config)
-        if changed:
-            raise ValueError(f"the run in {str(folder)!r} cannot be resumed with other values: {'; '.join(changed)}")
     folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare the configurations of a run's parts where a difference would be a contradiction.
+
+    The length of the training and where it runs may change, and so may the number of loader processes.
+
+    Raises:
+        ValueError: If they differ; it lists the differences.
+    """
+    changed = [
+        line
+        for section in ("model", "data")
+        for line in differences(earlier.get(section), now.get(section), section)
+        if not line.startswith("data.init_args.num_workers ")
+    ]
+    if changed:
+        raise ValueError(f"the run cannot be resumed with other values: {'; '.join(changed)}")
 
 
 def differences(earlier: Any, now: Any, key: str = "") -> list[str]:
-    """List the values below the keys of `earlier` that are not the same now."""
-    if not (isinstance(earlier, dict) and isinstance(now, dict)):
-        return [] if earlier == now else [f"{key} was {earlier!r} and is {now!r}"]
-    return [
-        line
-        for name, value in earlier.items()
-        for line in differences(value, now.get(name), f"{key}.{name}" if key else name)
-    ]
+    """List where two nested values are not the same."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        names: list[Any] = list(dict.fromkeys([*earlier, *now]))
+        pairs = [(f"{key}.{name}" if key else name, earlier.get(name), now.get(name)) for name in names]
+        return [line for name, before, after in pairs for line in differences(before, after, name)]
+    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
+        pairs = [
+            (f"{key}[{index}]", before, after) for index, (before, after) in enumerate(zip(earlier, now, strict=True))
+        ]
+        return [line for name, before, after in pairs for line in differences(before, after, name)]
+    if isinstance(earlier, list) and isinstance(now, list):
+        return [f"{key} had {len(earlier)} entries and has {len(now)}"]
+    return [] if earlier == now else [f"{key} was {earlier!r} and is {now!r}"]

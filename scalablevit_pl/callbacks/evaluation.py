@@ -1,6 +1,5 @@
 """What a test leaves in its run folder: numbers, predictions and pictures."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy.typing as npt
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from scalablevit_pl.callbacks.prediction import PredictionTable
+from scalablevit_pl.callbacks.prediction import PredictionTable, gather_by_index
 from scalablevit_pl.plotting import draw_confusion, draw_predictions
+from scalablevit_pl.storage import save_json
 
 SHOWN = 40
 
@@ -55,6 +55,7 @@ class EvaluationReport(pl.Callback):
         """Put the processes' counts together, where all of them take part."""
         self.counts = self.confusion.compute().cpu().numpy()
         self.rows = self.table.gather()
+        self.images = gather_by_index(self.images)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""
@@ -84,17 +85,17 @@ class EvaluationReport(pl.Callback):
         return pixels.permute(1, 2, 0).cpu().numpy()
 
     def _save_metrics(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{part}/")
         }
-        save_json(
-            {**metrics, "checkpoint": self.checkpoint, "processes": trainer.world_size}, self.folder / f"{part}.json"
-        )
+        circumstances = {
+            "checkpoint": self.checkpoint,
+            "dataset": datamodule.dataset,
+            "revision": datamodule.revision,
+            "split": datamodule.images[part].split,
+            "preprocessing": datamodule.preprocessing.to_dict(),
+            "processes": trainer.world_size,
+        }
+        save_json(metrics | circumstances, self.folder / f"{part}.json")
         return metrics
-
-
-def save_json(values: dict[str, Any], path: Path) -> None:
-    """Write plain values as JSON, aside first."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(values, indent=2) + "\n")
-    aside.replace(path)

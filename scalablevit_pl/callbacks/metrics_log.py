@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from scalablevit_pl.plotting import Curve
+from scalablevit_pl.storage import written_aside
 
 
 class MetricsLog(Logger):
@@ -57,12 +58,10 @@ class MetricsLog(Logger):
         if not self.rows:
             return
         names = sorted({name for row in self.rows.values() for name in row} - {"epoch"})
-        aside = self.path.with_name(f".{self.path.name}.part")
-        with aside.open("w", newline="") as file:
+        with written_aside(self.path) as aside, aside.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "epoch", *names])
             writer.writeheader()
             writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
-        aside.replace(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

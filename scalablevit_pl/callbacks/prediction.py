@@ -3,13 +3,16 @@
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from scalablevit_pl.storage import written_aside
+
 TOP = 5
+Item = TypeVar("Item")
 
 
 class PredictionTable:
@@ -38,12 +41,7 @@ class PredictionTable:
 
     def gather(self) -> list[dict[str, Any]]:
         """Return the rows of all processes in the order of the images; every process has to call it."""
-        parts = [self.rows]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [{} for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(parts, self.rows)
-        merged = {index: row for part in parts for index, row in part.items()}
-        return [merged[index] for index in sorted(merged)]
+        return list(gather_by_index(self.rows).values())
 
     def write(self, rows: Iterable[dict[str, Any]], file: TextIO) -> None:
         """Write rows as CSV: index, path, label (where known), then classes and probabilities, most probable first."""
@@ -54,10 +52,18 @@ class PredictionTable:
 
     def save(self, rows: Iterable[dict[str, Any]], path: Path) -> None:
         """Write rows as a CSV file, aside first."""
-        aside = path.with_name(f".{path.name}.part")
-        with aside.open("w", newline="", encoding="utf-8") as file:
+        with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             self.write(rows, file)
-        aside.replace(path)
+
+
+def gather_by_index(parts: dict[int, Item]) -> dict[int, Item]:
+    """Merge what the processes have of something, in the order of the images; every process has to call it."""
+    everywhere = [parts]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        everywhere = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(everywhere, parts)
+    merged = {index: item for part in everywhere for index, item in part.items()}
+    return {index: merged[index] for index in sorted(merged)}
 
 
 class PredictionWriter(pl.Callback):

@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from scalablevit_pl.callbacks.evaluation import save_json
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
 from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network
 from scalablevit_pl.plotting import draw_curves
-from scalablevit_pl.run_folder import RESOLVED
+from scalablevit_pl.run_folder import RESOLVED, differences
+from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
 CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
@@ -18,8 +18,6 @@ CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
 
 class RunRecord(pl.Callback):
     """Compare data and network before the first step, write the record into checkpoints, `resolved.json`, `curves.png`.
-
-    It is the one place that sees task and datamodule together.
 
     Args:
         folder: The run folder.
@@ -50,18 +48,28 @@ class RunRecord(pl.Callback):
 
     def _compare_with_stored(self, datamodule: Any) -> None:
         current = {"class_names": datamodule.class_names, "preprocessing": datamodule.preprocessing.to_dict()}
-        for key, value in current.items():
-            if self.stored is not None and self.stored[key] != value:
-                raise ValueError(
-                    f"the weights were trained with {key} {self.stored[key]} but the data gives {value}: "
-                    "use the data and preprocessing that the weights were trained with"
-                )
+        changed = differences({key: self.stored[key] for key in current}, current) if self.stored else []
+        if changed:
+            raise ValueError(
+                f"the data is not what the weights were trained with: {'; '.join(changed[:3])}: use the same data and "
+                "preprocessing"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say and save what was resolved; go on with the metrics of an earlier part of the run."""
-        if not trainer.is_global_zero:
-            return
+        """Say and save what was resolved; go on with the metrics of an earlier part of the run.
+
+        Raises:
+            ValueError: If a resumed run would train with another global batch than before.
+        """
         resolved: dict[str, Any] = pl_module.resolved  # type: ignore[assignment]
+        earlier = (self.stored or {}).get("global_batch", resolved["global_batch"])
+        if resolved["global_batch"] != earlier:
+            raise ValueError(
+                f"the run had a global batch of {earlier} and would go on with one of {resolved['global_batch']}: "
+                "choose batch size, devices and accumulation so that it stays the same"
+            )
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         save_json(resolved, self.folder / RESOLVED)
         logger.info(
             "%(parameters)s parameters, %(trainable_parameters)s of them trainable; global batch %(global_batch)s, "
@@ -83,18 +91,18 @@ class RunRecord(pl.Callback):
             "class_names": list(datamodule.class_names),
             "preprocessing": datamodule.preprocessing.to_dict(),
             "config": self.config,
+            "global_batch": pl_module.resolved["global_batch"],  # type: ignore[index]
         }
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the numbers so far and draw them."""
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the numbers so far; those of an epoch are logged after its last hook."""
         for log in self._metrics_logs(trainer):
-            log.save()
             if trainer.is_global_zero and log.rows:
                 resolved: Any = pl_module.resolved
                 curves = {name: curve(log.rows, name, resolved["steps_per_epoch"]) for name in CURVES}
                 draw_curves(curves, self.folder / "curves.png", self.folder.name)
 
-    on_train_end = on_train_epoch_end
+    on_train_end = on_train_epoch_start
 
     @staticmethod
     def _metrics_logs(trainer: pl.Trainer) -> list[MetricsLog]:

@@ -1,6 +1,7 @@
 """Labelled images as batches, from any source that Hugging Face `datasets` reads."""
 
 import logging
+import os
 from typing import Any
 
 import datasets
@@ -153,7 +154,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             )
         sampler: Sampler[int] | None = None
         if processes > 1:
-            sampler = DistributedSampler(images, num_replicas=processes, rank=rank, drop_last=True)
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # as in Lightning's own sampler
+            sampler = DistributedSampler(images, num_replicas=processes, rank=rank, seed=seed, drop_last=True)
         return self._loader(images, sampler, shuffle=sampler is None, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:

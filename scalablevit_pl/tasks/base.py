@@ -1,9 +1,12 @@
 """What all tasks share: optimizer, learning rate, and the record of what was resolved."""
 
 import math
+import random
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW
@@ -38,6 +41,15 @@ class BaseTask(pl.LightningModule):
         self.schedule_factory = schedule
         self.base_batch_size = base_batch_size
         self.resolved: dict[str, Any] = {}
+
+    def on_train_start(self) -> None:
+        """Give each process random numbers of its own; else all would drop the same paths and mix in the same way."""
+        rank = self.global_rank
+        if rank > 0:
+            seed = (torch.initial_seed() + rank) % 2**32
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  timm's mixup draws from NumPy's global stream
+            random.seed(seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule for the actual global batch and number of steps.

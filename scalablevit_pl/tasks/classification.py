@@ -1,5 +1,6 @@
 """Image classification: loss, accuracy, predictions."""
 
+import math
 from typing import Any
 
 import torch
@@ -63,9 +64,10 @@ class ClassificationTask(BaseTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch with labels `(B,)` or soft labels `(B, K)`."""
         logits, label = self(batch["image"]), batch["label"]
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        loss = losses.mean()
         hard_label = label.argmax(dim=1) if label.ndim == 2 else label
-        self._count("train", logits.detach(), hard_label, loss.detach())
+        self._count("train", logits.detach(), hard_label, losses.detach())
         self.log("train/step_loss", loss)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
@@ -85,14 +87,14 @@ class ClassificationTask(BaseTask):
 
     def _evaluate(self, part: str, batch: Batch) -> Tensor:
         logits = self(batch["image"]).float()
-        self._count(part, logits, batch["label"], F.cross_entropy(logits, batch["label"]))
+        self._count(part, logits, batch["label"], F.cross_entropy(logits, batch["label"], reduction="none"))
         probabilities: Tensor = logits.softmax(dim=1)
         return probabilities
 
-    def _count(self, part: str, logits: Tensor, label: Tensor, loss: Tensor) -> None:
+    def _count(self, part: str, logits: Tensor, label: Tensor, losses: Tensor) -> None:
         """Add a batch to the averages of its part and log them as they stand at the epoch's end."""
         metrics: dict[str, Metric] = dict(self.metrics[f"{part}_metrics"].items())  # type: ignore[operator]
-        metrics["loss"].update(loss, weight=len(label))
+        metrics["loss"].update(losses)
         metrics["top1"].update(logits, label)
         metrics["top5"].update(logits, label)
         if part != "train":
@@ -102,10 +104,16 @@ class ClassificationTask(BaseTask):
 
 
 def _metrics(part: str, num_classes: int) -> nn.ModuleDict:
-    """Build the averages of one part; sums are float64, so that 50,000 samples add up alike in any order."""
+    """Build the averages of one part; a loss that is not a number makes the average none, too."""
+    dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # which Apple's GPUs do not have
+
+    def accuracy(top: int) -> Metric:
+        # The datamodule has checked the labels once; doing it for each batch would make a GPU wait.
+        return MulticlassAccuracy(num_classes, top_k=min(top, num_classes), average="micro", validate_args=False)
+
     metrics: dict[str, Metric] = {
-        "loss": MeanMetric().set_dtype(torch.float64),
-        "top1": MulticlassAccuracy(num_classes, average="micro"),
-        "top5": MulticlassAccuracy(num_classes, top_k=min(TOP, num_classes), average="micro"),
+        "loss": MeanMetric(nan_strategy=math.nan).set_dtype(dtype),
+        "top1": accuracy(1),
+        "top5": accuracy(TOP),
     }
-    return nn.ModuleDict(metrics if part == "train" else metrics | {"samples": SumMetric().set_dtype(torch.float64)})
+    return nn.ModuleDict(metrics if part == "train" else metrics | {"samples": SumMetric().set_dtype(dtype)})

@@ -1,6 +1,5 @@
 """The numbers of the released network, on weights and images filled by a formula."""
 
-import argparse
 import json
 import zlib
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from golden.network import DATA, SIZES, TINY, build
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalablevit_pl.checkpoint import convert_reference_state_dict
+from scalablevit_pl.checkpoint import convert_reference_state_dict, read_reference_checkpoint
 
 SALT = "golden-v1"
 
@@ -80,11 +79,8 @@ def test_both_window_modes_are_the_released_function_at_multiples_of_224(name: s
 
 
 def test_a_checkpoint_in_the_released_layout_is_read_without_running_code() -> None:
-    path = DATA / "tiny_c_official_format.pth"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        checkpoint = torch.load(path, weights_only=True)
     model = build("tiny_c").eval()
-    model.load_state_dict(convert_reference_state_dict(checkpoint["model"]))
+    model.load_state_dict(read_reference_checkpoint(DATA / "tiny_c_official_format.pth"))
     with torch.no_grad():
         logits = model(image(1, 3, 224, 224))
     assert_close(logits, load_file(DATA / "tiny_c_expected.safetensors")["logits_224x224"], 5e-6)

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -137,6 +138,11 @@ def test_resume_goes_on_where_the_run_stopped(trained: Path, scalablevit: Run) -
     kept = {row["step"]: row for row in read_csv(trained / "runs/longer/metrics.csv")}
     assert all(kept[row["step"]]["train/step_loss"] == row["train/step_loss"] for row in first)
     assert yaml.safe_load((trained / "runs/longer/config.yaml").read_text())["trainer"]["max_epochs"] == 2
+    # Six steps now, three of them warm-up, and the rate is that of the longer course.
+    rates = {step: float(row["train/lr"]) for step, row in kept.items() if row["train/lr"]}
+    for step in (3, 4, 5):
+        expected = 1e-5 + (2e-3 - 1e-5) * (1 + math.cos(math.pi * step / 6)) / 2
+        assert rates[str(step)] == pytest.approx(expected, rel=1e-6)
 
 
 def test_two_processes_train_and_test(trained: Path, scalablevit: Run) -> None:

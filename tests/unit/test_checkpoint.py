@@ -20,6 +20,7 @@ from scalablevit_pl.checkpoint import (
     find_checkpoint,
     load_trained_classifier,
     read_checkpoint,
+    read_reference_checkpoint,
 )
 from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
@@ -361,3 +362,20 @@ def test_a_checkpoint_is_read_with_all_that_is_in_it(tmp_path: Path) -> None:
     assert read[RECORD_KEY] == checkpoint[RECORD_KEY]
     assert (read["epoch"], read["callbacks"]) == (4, {"monitor": [0.5, None, True]})
     torch.testing.assert_close(read["state_dict"], dict(checkpoint["state_dict"]))
+
+
+def test_a_reference_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
+    weights = read_reference_checkpoint(DATA / "tiny_c_official_format.pth")
+    assert weights.keys() == build("tiny_c").state_dict().keys()
+    for content in ({"state": {}}, [1], {"model": 3}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="no checkpoint of the reference release"):
+            read_reference_checkpoint(tmp_path / "other.pth")
+
+
+def test_the_first_of_the_wanted_checkpoints_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best", "last"):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    assert find_checkpoint(tmp_path).stem == "best"
+    assert find_checkpoint(tmp_path, ("last", "best")).stem == "last"

@@ -47,7 +47,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, work: Path) -> Parse:
     """Parse words as the command does, up to where the run folder is made, and return the configuration."""
     monkeypatch.setattr(ExperimentCLI, "_set_seed", lambda experiment: None)
     monkeypatch.setattr(ExperimentCLI, "before_instantiate_classes", stop)
-    monkeypatch.setattr("scalablevit_pl.experiment.find_checkpoint", lambda path: path)
+    monkeypatch.setattr("scalablevit_pl.experiment.find_checkpoint", lambda path, names: path)
     monkeypatch.setattr("scalablevit_pl.experiment.read_checkpoint", lambda path: {"scalablevit_pl": {}})
 
     def parsed(command: str, *options: str) -> Namespace:

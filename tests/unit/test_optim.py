@@ -169,3 +169,24 @@ def test_a_schedule_goes_on_where_it_was_saved(stop: int) -> None:
 def test_schedules_without_steps_or_with_negative_warm_up_are_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"total_steps must be at least 1 and warmup_epochs not negative, {named}"):
         WarmupCosineSchedule(optimizer_with(1e-3), **{"total_steps": 10, "steps_per_epoch": 2} | arguments)
+
+
+def test_a_resumed_schedule_keeps_its_step_and_follows_its_own_course() -> None:
+    def schedule(total_steps: int) -> WarmupCosineSchedule:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return WarmupCosineSchedule(optimizer, total_steps, 10, warmup_epochs=0.5, warmup_lr=0.1, min_lr=0.01)
+
+    short, long, resumed = schedule(20), schedule(40), schedule(40)
+    for _ in range(15):
+        short.optimizer.step()
+        short.step()
+        long.optimizer.step()
+        long.step()
+    resumed.optimizer.load_state_dict(short.optimizer.state_dict())
+    resumed.load_state_dict(short.state_dict())
+    assert resumed.optimizer.param_groups[0]["lr"] == long.optimizer.param_groups[0]["lr"]
+    resumed.optimizer.step()
+    resumed.step()
+    long.optimizer.step()
+    long.step()
+    assert resumed.get_last_lr() == long.get_last_lr()

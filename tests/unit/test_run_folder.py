@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scalablevit_pl.run_folder import claim_folder, differences, existing_run, run_folder
+from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, existing_run, run_folder
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -99,11 +99,18 @@ def test_a_run_that_never_began_to_train_makes_way() -> None:
     assert yaml.safe_load(Path("runs/first/config.yaml").read_text())["model"]["init_args"]["label_smoothing"] == 0.2
 
 
-@pytest.mark.parametrize(("path", "value"), [("trainer.max_epochs", 9), ("seed_everything", 1)])
-def test_a_resume_may_change_trainer_and_seed(path: str, value: int) -> None:
+def test_a_resume_writes_its_configuration() -> None:
     start("first")
-    claim_folder(run_folder("first"), changed(path, value), resume=True)
-    assert yaml.safe_load(Path("runs/first/config.yaml").read_text()) == changed(path, value)
+    Path("runs/first/resolved.json").write_text("{}")
+    claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=True)
+    assert yaml.safe_load(Path("runs/first/config.yaml").read_text()) == changed("trainer.max_epochs", 9)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("trainer.max_epochs", 9), ("seed_everything", 1), ("data.init_args.num_workers", 7)]
+)
+def test_a_resume_may_change_length_seed_and_loaders(path: str, value: int) -> None:
+    check_resumable(CONFIG, changed(path, value))
 
 
 @pytest.mark.parametrize(
@@ -111,18 +118,16 @@ def test_a_resume_may_change_trainer_and_seed(path: str, value: int) -> None:
     [
         ("model.init_args.label_smoothing", 0.2, "model.init_args.label_smoothing was 0.1 and is 0.2"),
         ("model.init_args.network", {"name": "s"}, "model.init_args.network.name was 'nano' and is 's'"),
-        ("data.init_args.mean", [0.5, 0.4], "data.init_args.mean was [0.5, 0.5] and is [0.5, 0.4]"),
+        ("model.init_args.network.more", 3, "model.init_args.network.more was None and is 3"),
+        ("data.init_args.mean", [0.5, 0.4], "data.init_args.mean[1] was 0.5 and is 0.4"),
         ("data.init_args.augmentation", {"mixup": 1}, "data.init_args.augmentation was None and is {'mixup': 1}"),
         ("data.init_args", None, "data.init_args was {"),
     ],
 )
 def test_a_resume_with_another_model_or_other_data_is_refused(path: str, value: Any, line: str) -> None:
-    start("first")
-    before = Path("runs/first/config.yaml").read_bytes()
     with pytest.raises(ValueError, match="cannot be resumed with other values") as caught:
-        claim_folder(run_folder("first"), changed(path, value), resume=True)
+        check_resumable(CONFIG, changed(path, value))
     assert line in str(caught.value)
-    assert Path("runs/first/config.yaml").read_bytes() == before
 
 
 def test_a_resume_in_a_folder_of_its_own_begins_one() -> None:
@@ -133,10 +138,11 @@ def test_a_resume_in_a_folder_of_its_own_begins_one() -> None:
 def test_differences_are_listed_with_their_place() -> None:
     earlier = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "gone": True}
     assert differences(earlier, earlier) == []
-    assert differences(earlier, earlier | {"more": 1}) == []
-    assert differences(earlier, {"a": 2, "b": {"c": [2, 1], "d": {"e": 0}}}) == [
+    assert differences(earlier, earlier | {"more": 1}) == ["more was None and is 1"]
+    assert differences({"list": [1, 2]}, {"list": [1]}) == ["list had 2 entries and has 1"]
+    assert differences(earlier, {"a": 2, "b": {"c": [1, 3], "d": {"e": 0}}}) == [
         "a was 1 and is 2",
-        "b.c was [1, 2] and is [2, 1]",
+        "b.c[1] was 2 and is 3",
         "b.d.e was None and is 0",
         "gone was True and is None",
     ]

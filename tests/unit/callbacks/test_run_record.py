@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from scalablevit_pl.preprocessing import Preprocessing
 
 NAMES = ["cat", "dog"]
 SMALL = Preprocessing(28, 1.0)
-STORED = {"class_names": NAMES, "preprocessing": json.loads(json.dumps(SMALL.to_dict()))}
+STORED = {"class_names": NAMES, "preprocessing": json.loads(json.dumps(SMALL.to_dict())), "global_batch": 8}
 TIMM = {"class_path": "timm.create_model", "init_args": {"model_name": "resnet18", "num_classes": 2}}
 RESOLVED = {
     "parameters": 10,
@@ -47,9 +48,12 @@ def test_data_that_agrees_is_accepted(stored: dict[str, Any] | None, tmp_path: P
     RunRecord(tmp_path, {}, stored).setup(make_trainer(), make_module(), "test")
 
 
-@pytest.mark.parametrize("names", [["dog", "cat"], ["cat", "owl"]])
-def test_other_class_names_than_the_stored_ones_are_refused(names: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trained with class_names .*'cat', 'dog'.* but the data gives"):
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [(["dog", "cat"], "class_names[0] was 'cat'"), (["cat", "owl"], "[1] was 'dog' and is 'owl'")],
+)
+def test_other_class_names_than_the_stored_ones_are_refused(names: list[str], difference: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"not what the weights were trained with.*{re.escape(difference)}"):
         RunRecord(tmp_path, {}, STORED).setup(make_trainer(names), make_module(), "test")
 
 
@@ -60,7 +64,7 @@ def test_other_class_names_than_the_stored_ones_are_refused(names: list[str], tm
 )
 def test_another_preprocessing_than_the_stored_one_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     other = Preprocessing(**{"input_size": 28, "crop_pct": 1.0} | values)
-    with pytest.raises(ValueError, match=r"trained with preprocessing .* but the data gives"):
+    with pytest.raises(ValueError, match=f"trained with: preprocessing.{next(iter(values))}"):
         RunRecord(tmp_path, {}, STORED).setup(make_trainer(preprocessing=other), make_module(), "test")
 
 
@@ -85,14 +89,26 @@ def test_a_run_begins_with_what_was_resolved_and_goes_on_with_its_numbers(tmp_pa
         earlier.log_metrics({"train/loss": 1.0}, step)
     earlier.save()
     log = MetricsLog(tmp_path / "metrics.csv")
-    trainer = make_trainer(is_global_zero=True, global_step=3, loggers=[log])
+    trainer = make_trainer(is_global_zero=True, global_step=3, loggers=[log], fast_dev_run=0)
     RunRecord(tmp_path, {}).on_train_start(trainer, make_module())
     assert json.loads((tmp_path / "resolved.json").read_text()) == RESOLVED
     assert list(log.rows) == [0, 1, 2]
 
 
-def test_an_epoch_ends_with_the_numbers_and_their_curves(tmp_path: Path) -> None:
+def test_a_trial_of_a_few_batches_leaves_the_name_free(tmp_path: Path) -> None:
+    trainer = make_trainer(is_global_zero=True, fast_dev_run=1)
+    RunRecord(tmp_path, {}).on_train_start(trainer, make_module())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_with_another_global_batch_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(is_global_zero=True, fast_dev_run=0)
+    with pytest.raises(ValueError, match="had a global batch of 16 and would go on with one of 8"):
+        RunRecord(tmp_path, {}, STORED | {"global_batch": 16}).on_train_start(trainer, make_module())
+
+
+def test_curves_are_drawn_once_an_epoch_is_logged(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.csv")
     log.log_metrics({"train/loss": 1.0}, 9)
-    RunRecord(tmp_path, {}).on_train_epoch_end(make_trainer(is_global_zero=True, loggers=[log]), make_module())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
+    RunRecord(tmp_path, {}).on_train_epoch_start(make_trainer(is_global_zero=True, loggers=[log]), make_module())
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]

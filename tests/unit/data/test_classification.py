@@ -308,3 +308,13 @@ def test_the_evaluation_sampler_gives_each_sample_exactly_once(samples: int, pro
     assert sorted(index for sampler in samplers for index in sampler) == list(range(samples))
     assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
     assert isinstance(samplers[0], DistributedSampler)  # else Lightning would put a padding one in its place
+
+
+def test_the_order_over_processes_follows_the_seed(make_parquet: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(make_parquet({"train": 20, "val": 7}), batch_size=1)
+    orders = []
+    for seed in ("0", "0", "7"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=0)
+        orders.append(list(data.train_dataloader().sampler))
+    assert orders[0] == orders[1] != orders[2]

@@ -1,10 +1,12 @@
 import math
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -333,3 +335,36 @@ def test_training_may_be_limited_by_steps_alone(make_trainer: MakeTrainer) -> No
     make_trainer(max_epochs=-1, max_steps=5).fit(task, DataLoader(make_samples(8), batch_size=4))
     assert (task.resolved["total_steps"], task.resolved["steps_per_epoch"]) == (5, 2)
     assert task.resolved["samples_per_epoch"] == 8
+
+
+def test_a_loss_that_is_no_number_shows_in_the_average(make_trainer: MakeTrainer) -> None:
+    samples = make_samples(8)
+    samples[5]["image"] = samples[5]["image"] * math.nan
+    trainer = make_trainer()
+    trainer.fit(ClassificationTask(Scores(), **STILL), DataLoader(samples, batch_size=4))
+    assert math.isnan(trainer.callback_metrics["train/loss"].item())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_precision_clipping_and_accumulation_go_together(
+    precision: str, accumulated: int, make_trainer: MakeTrainer
+) -> None:
+    network = Scores()
+    trainer = make_trainer(precision=precision, gradient_clip_val=5.0, accumulate_grad_batches=accumulated)
+    trainer.fit(ClassificationTask(network), DataLoader(make_samples(8), batch_size=2))
+    assert trainer.global_step == 4 // accumulated
+    assert not torch.equal(network.weight, torch.eye(7))
+    assert network.weight.isfinite().all()
+
+
+def test_each_process_draws_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank in (0, 1, 2):
+        pl.seed_everything(3)
+        monkeypatch.setattr(ClassificationTask, "global_rank", rank)
+        ClassificationTask(Scores()).on_train_start()
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
+    assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
+    pl.seed_everything(3)
+    assert drawn[0] == (torch.rand(1).item(), np.random.rand(), random.random())  # noqa: NPY002
