@@ -1,6 +1,7 @@
 """Weights from elsewhere: the reference release's keys, and the checkpoints of our own runs."""
 
 import argparse
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +133,10 @@ def find_checkpoint(weights: str | Path, names: Sequence[str] = ("best", "last")
     for name in names:
         if (path / "checkpoints" / f"{name}.ckpt").is_file():
             return path / "checkpoints" / f"{name}.ckpt"
+    named = Path("runs") / path
     raise ValueError(
         f"{str(path)!r} is neither a checkpoint nor a run folder with checkpoints/best.ckpt or checkpoints/last.ckpt: "
-        "check the path"
+        + (f"did you mean {str(named)!r}?" if named.is_dir() else "check the path")
     )
 
 
@@ -154,6 +156,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"cannot read {str(path)!r} as a checkpoint: it is damaged, or holds code or other objects than tensors "
+            "and plain values"
+        ) from error
     except Exception as error:  # bytes that are no pickle make the reader raise almost anything
         raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {_one_line(error)}") from error
 
@@ -169,7 +176,9 @@ def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
     record = checkpoint[RECORD_KEY]
     try:
         network = _build_network(record["network"])
-        class_names = [str(name) for name in record["class_names"]]
+        class_names = list(record["class_names"])
+        if isinstance(record["class_names"], str) or not all(isinstance(name, str) for name in class_names):
+            raise TypeError("class_names is no list of names")
         preprocessing = Preprocessing.from_dict(record["preprocessing"])
         tensors = _network_weights(checkpoint["state_dict"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -143,14 +144,17 @@ def main(args: list[str] | None = None) -> int:
         return 0
     command, options = args[0], args[1:]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1) or ["--help"]
-        return fail(f"unknown command {command!r}: did you mean {near[0]}?")
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        return fail(f"unknown command {command!r}: {f'did you mean {near[0]}?' if near else 'see scalablevit --help'}")
     if "--help" in options or "-h" in options:
         sys.stdout.write(help_page(command))
         return 0
     show_log()
     try:
-        run(command, [option for option in options if option != "--traceback"])
+        return run(command, [option for option in options if option != "--traceback"])
+    except BrokenPipeError:  # whoever read the table has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         from scalablevit_pl.explanation import explain
 
@@ -158,7 +162,6 @@ def main(args: list[str] | None = None) -> int:
         if sentence is None:
             raise
         return fail(sentence)
-    return 0
 
 
 def show_log() -> None:
@@ -198,18 +201,25 @@ def help_page(command: str) -> str:
     return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command])
 
 
-def run(command: str, options: list[str]) -> None:
-    """Run a command with its options."""
+def run(command: str, options: list[str]) -> int:
+    """Run a command with its options and return its exit status."""
     if command == "predict" and not has(options, "--run", "--config", "-c", "--help-all"):
         from scalablevit_pl.prediction import predict_files
 
         predict_files(options)
-        return
+        return 0
     # Lightning starts the processes of further devices with sys.argv, so what is settled here has to stand there.
     sys.argv[1:] = [command, *settle(command, options)]
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from scalablevit_pl.experiment import ExperimentCLI
 
-    ExperimentCLI()
+    try:
+        ExperimentCLI()
+    except SIGTERMException:  # which would end with status 0, as if all were done
+        fail("stopped by SIGTERM: go on with --resume last")
+        return 128 + signal.SIGTERM
+    return 0
 
 
 def settle(command: str, options: list[str]) -> list[str]:
@@ -226,12 +236,12 @@ def settle(command: str, options: list[str]) -> list[str]:
     if run is not None:
         folder = run_folder(run) if command == "fit" else existing_run(run)
         if run != named or command != "fit":
-            words += ["--run", str(folder)]
+            words += ["--run", str(Path.cwd() / folder) if os.sep not in str(folder) else str(folder)]
         if not has(words, "--config") and (folder / CONFIG).is_file():
             words = ["--config", str(folder / CONFIG), *words]
     else:
         words += ["--run", default_run(words)]
-    if not has(words, "--config", "--data", "--model"):
+    if not any(word.startswith(("--config", "--data", "--model", "--print_config")) for word in words):
         raise ValueError(
             "there is nothing to start from: give a recipe with --config, such as --config recipes/quickstart.yaml"
             if command == "fit"

@@ -98,17 +98,20 @@ class ExperimentCLI(LightningCLI):
         settings = self.config_init[self.config.subcommand].trainer
         if self.config.subcommand != "fit":
             kwargs |= {"logger": False, "enable_checkpointing": False}
-        elif settings.logger in (None, True):
-            kwargs["logger"] = self._loggers()
+        elif settings.logger is not False:
+            kwargs["logger"] = self._loggers(settings.logger)
         if settings.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the run record says in one line what matters of it
         return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
 
-    def _loggers(self) -> list[Logger]:
-        return [
-            MetricsLog(self.folder / "metrics.csv"),
-            TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False),
-        ]
+    def _loggers(self, own: Logger | list[Logger] | bool | None) -> list[Logger]:
+        """Return ours, of which TensorBoard's makes way for those that the user has chosen."""
+        if own is None or isinstance(own, bool):
+            own = TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False)
+        return [MetricsLog(self.folder / "metrics.csv"), *(own if isinstance(own, list) else [own])]
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: the command line and the configuration say what is built."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Return the arguments of the trainer's method, which reads checkpoints as data and runs no code in them."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from scalablevit_pl.checkpoint import TIMM_FACTORY
 
@@ -24,9 +25,11 @@ REJECTED = re.compile(
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one sentence for an error that this package raised on purpose.
+    """Return one sentence for an error that a user can mend.
 
-    Anything else is a fault of the program or the machine: None, and its trace should be seen.
+    That is one that this package raised on purpose, a file that cannot be read or written, a setting that Lightning
+    refuses, or a package that is not installed. Anything else is a fault of the program: None, and its trace should be
+    seen.
 
     Args:
         error: What was caught; its causes are looked through, since Lightning and jsonargparse wrap what they catch.
@@ -37,6 +40,10 @@ def explain(error: BaseException) -> str | None:
             if text.startswith("Caught "):  # a loader process sends its trace along, the message at its end
                 text = text.splitlines()[-1].removeprefix(f"{_qualified_name(cause)}: ")
             return " ".join(text.split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {str(error.filename)!r}"
+    if isinstance(error, MisconfigurationException | ModuleNotFoundError):
+        return " ".join(str(error).split())
     return None
 
 
@@ -141,8 +148,9 @@ def _nearest(name: str, known: Iterable[str], keys: list[str]) -> str:
     """Return a hint at the option that is most alike, in whole or in its last part."""
     by_ending: dict[str, str] = {}
     for option in known:
-        by_ending.setdefault(option.rpartition(".")[2], option)
-        by_ending[option] = option
+        if option != name:  # it is known there, and yet not accepted
+            by_ending.setdefault(option.rpartition(".")[2], option)
+            by_ending[option] = option
     for text in (name, name.rpartition(".")[2]):
         near = difflib.get_close_matches(text, by_ending, n=1)
         if near:

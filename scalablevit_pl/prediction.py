@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
-from scalablevit_pl.checkpoint import load_trained_classifier
+from scalablevit_pl.checkpoint import find_checkpoint, load_trained_classifier
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.data.source import images_below
 from scalablevit_pl.tasks import ClassificationTask
@@ -31,9 +31,9 @@ def predict_files(options: list[str]) -> None:
         ValueError: If an option is wrong, the weights cannot be loaded or an image cannot be read; nothing is written.
     """
     arguments = _parse(options)
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise ValueError(f"--out {str(arguments.out)!r} lies in a folder that does not exist: make it first")
     paths = find_images(arguments.images)
+    if arguments.out is not None:
+        _check_out(arguments.out, [*paths, find_checkpoint(arguments.weights)])
     trained = load_trained_classifier(arguments.weights)
     loader = DataLoader(
         ImageFiles(paths, trained.preprocessing),
@@ -50,6 +50,18 @@ def predict_files(options: list[str]) -> None:
     )
     with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar, which must not end up in the table
         trainer.predict(ClassificationTask(trained.network), loader, return_predictions=False)
+
+
+def _check_out(out: Path, used: list[Path]) -> None:
+    """Refuse a path that could not be written or would replace what is used, before anything is predicted."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {str(out)!r} lies in a folder that does not exist: make it first")
+    if out.exists() and not out.is_file():
+        raise ValueError(
+            f"--out {str(out)!r} is no file: give the name of one, or leave it away to write to the screen"
+        )
+    if out.resolve() in {path.resolve() for path in used}:
+        raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
 
 
 def find_images(sources: Iterable[Path]) -> list[Path]:

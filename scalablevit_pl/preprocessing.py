@@ -10,13 +10,16 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+# Pillow's names of what has these suffixes; others, such as PostScript, start programs to decode.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImageError(ValueError):
@@ -51,7 +54,12 @@ def _open(source: bytes | str | Path) -> Image.Image:
         ImageFile.LOAD_TRUNCATED_IMAGES
     ):  # a global of Pillow that some libraries set: half an image would pass for whole
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if source == b"":
+        raise ValueError("it is empty")
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no image of a known format") from error
     image.load()
     return image
 
@@ -89,16 +97,16 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.input_size < 1:
-            raise ValueError(f"input_size must be at least 1 pixel, got {self.input_size}")
+        if not isinstance(self.input_size, int) or self.input_size < 1:
+            raise ValueError(f"input_size must be a whole number of pixels, at least 1, got {self.input_size}")
         if not 0.0 < self.crop_pct <= 1.0:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean and std must have three entries, got {list(self.mean)} and {list(self.std)}")
-        if min(self.std) <= 0.0:
-            raise ValueError(f"std must be positive, got {list(self.std)}")
+        if not all(0.0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must be finite and std positive, got {list(self.mean)} and {list(self.std)}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform an RGB image of any size to `(3, input_size, input_size)`, float32, normalized."""

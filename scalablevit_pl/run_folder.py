@@ -56,6 +56,18 @@ def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
         aside.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def take_folder(folder: Path) -> None:
+    """Mark a folder as one that holds a run, which one process alone can do.
+
+    Raises:
+        ValueError: If another run has been faster.
+    """
+    try:
+        (folder / RESOLVED).touch(exist_ok=False)
+    except FileExistsError as error:
+        raise ValueError(f"another run has begun in {str(folder)!r}: choose another name with --run") from error
+
+
 def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare the configurations of a run's parts where a difference would be a contradiction.
 

@@ -1,5 +1,6 @@
 """What a test leaves in its run folder: numbers, predictions and pictures."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scalablevit_pl.plotting import draw_confusion, draw_predictions
 from scalablevit_pl.storage import save_json
 
 SHOWN = 40
+logger = logging.getLogger(__name__)
 
 
 class EvaluationReport(pl.Callback):
@@ -63,7 +65,9 @@ class EvaluationReport(pl.Callback):
             return
         metrics = self._save_metrics("test", trainer)
         self.table.save(self.rows, self.folder / "predictions.csv")
-        title = f"{self.folder.name}: top-1 {metrics['test/top1']:.4f} on {metrics['test/samples']:,.0f} test images"
+        split = trainer.datamodule.images["test"].split  # type: ignore[attr-defined]
+        count = f"{metrics['test/samples']:,.0f} images of split {split!r}"
+        title = f"{self.folder.name}: top-1 {metrics['test/top1']:.4f} on {count}"
         draw_confusion(self.counts, self.class_names, self.folder / "confusion.png", title)
         rows = [row for row in self.rows if row["index"] in self.images]
         draw_predictions(
@@ -74,6 +78,7 @@ class EvaluationReport(pl.Callback):
             self.folder / "predictions.png",
             title,
         )
+        logger.info("results are in %s", self.folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the numbers of `scalablevit validate`; those of a fit are in metrics.csv."""

@@ -70,12 +70,21 @@ class MetricsLog(Logger):
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a metrics.csv: the numbers of each step."""
-    with path.open(newline="") as file:
-        return {
-            int(row.pop("step")): {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        }
+    """Read a metrics.csv: the numbers of each step.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {
+                int(row.pop("step")): {
+                    name: int(float(value)) if name == "epoch" else float(value) for name, value in row.items() if value
+                }
+                for row in csv.DictReader(file)
+            }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {str(path)!r} ({error}): move it away to go on without it") from error
 
 
 def curve(rows: Mapping[int, Mapping[str, float]], name: str, steps_per_epoch: int) -> Curve:

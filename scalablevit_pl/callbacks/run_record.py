@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
 from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network
 from scalablevit_pl.plotting import draw_curves
-from scalablevit_pl.run_folder import RESOLVED, differences
+from scalablevit_pl.run_folder import RESOLVED, differences, take_folder
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class RunRecord(pl.Callback):
         """
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         classes, outputs = len(datamodule.class_names), pl_module.num_classes
+        if classes < 2:
+            raise ValueError(f"the data has the classes {datamodule.class_names}: at least two are needed")
         if classes != outputs:
             raise ValueError(
                 f"the data has {classes} classes but the network has num_classes={outputs}: set "
@@ -70,6 +72,8 @@ class RunRecord(pl.Callback):
             )
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if self.stored is None:
+            take_folder(self.folder)
         save_json(resolved, self.folder / RESOLVED)
         logger.info(
             "%(parameters)s parameters, %(trainable_parameters)s of them trainable; global batch %(global_batch)s, "
@@ -102,7 +106,10 @@ class RunRecord(pl.Callback):
                 curves = {name: curve(log.rows, name, resolved["steps_per_epoch"]) for name in CURVES}
                 draw_curves(curves, self.folder / "curves.png", self.folder.name)
 
-    on_train_end = on_train_epoch_start
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the curves to their end, and say where everything is."""
+        self.on_train_epoch_start(trainer, pl_module)
+        logger.info("results are in %s", self.folder)
 
     @staticmethod
     def _metrics_logs(trainer: pl.Trainer) -> list[MetricsLog]:

@@ -18,6 +18,7 @@ from scalablevit_pl.data.source import (
     find_label_column,
     label_indices,
     load_splits,
+    local_folder,
     select_split,
 )
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
@@ -78,6 +79,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             raise ValueError(f"need batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}")
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+        if not 0 <= val_seed < 2**32:
+            raise ValueError(f"val_seed must be from 0 to 2³² - 1, got {val_seed}")
         self.dataset = dataset
         self.revision = revision
         self.image_column = image_column
@@ -110,12 +113,13 @@ class ClassificationDataModule(pl.LightningDataModule):
         image_column = find_image_column(features, self.image_column)
         label_column = find_label_column(features, self.label_column)
         self.class_names = find_class_names(splits, label_column, self.train_split)
+        root = local_folder(self.dataset)
         for part in STAGE_PARTS[stage]:
             split, indices = self._locate(splits, part)
             rows = select_split(splits, split)
             labels = None if part == "predict" else label_indices(rows, label_column, self.class_names, split)
             transform = self._train_transform() if part == "train" else self.preprocessing
-            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices)
+            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root)
             logger.info("%s: %d images of split %r", part, len(self.images[part]), split)
 
     def _locate(self, splits: datasets.DatasetDict, part: str) -> tuple[str, list[int] | None]:

@@ -1,5 +1,6 @@
 """Images as samples: the rows of a data set, or plain files."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scalablevit_pl.preprocessing import decode_image
+from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -24,6 +25,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         transform: From an RGB image to a tensor.
         labels: Class index of each row of the split; without them samples have no `label`.
         indices: The rows that are meant; all by default.
+        root: The data set's folder; files that rows name have to lie in it.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         transform: Transform,
         labels: Sequence[int] | None = None,
         indices: Sequence[int] | None = None,
+        root: Path | None = None,
     ) -> None:
         self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column = image_column
@@ -41,6 +44,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         self.transform = transform
         self.labels = labels
         self.indices = range(len(rows)) if indices is None else indices
+        self.root = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100  links stay links
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,6 +59,10 @@ class DatasetImages(Dataset[dict[str, Any]]):
         stored = self.rows[index][self.image_column] or {}
         path, content = stored.get("path") or "", stored.get("bytes")
         if content is None and path:
+            # Links inside the folder are its owner's, and not resolved; a path out of it is the data's doing.
+            absolute = Path(os.path.abspath(path))  # noqa: PTH100
+            if self.root is None or not absolute.is_relative_to(self.root):
+                raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
             image = decode_image(path)
         else:
             image = decode_image(content or b"", f"row {index} of split {self.split!r}")

@@ -1,10 +1,13 @@
 """Where labelled images come from (the Hub, a folder, the shipped sample), and how their columns are found."""
 
+import glob
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
 
@@ -12,7 +15,7 @@ SAMPLES = Path(__file__).parent / "samples"
 # Folder names that mean a split; every other folder is a class.
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
+    "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
 
@@ -29,11 +32,12 @@ def load_splits(dataset: str, revision: str | None = None) -> datasets.DatasetDi
         ValueError: If the folder is missing, empty or mixes both layouts, a file in it is damaged, or the Hub does not
             give the data set.
     """
-    shipped = SAMPLES / dataset
-    folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
-    if folder.is_dir():
-        return load_class_folders(folder) if not _holds_parquet(folder) else _load_parquet(folder)
-    if folder.exists():
+    folder = local_folder(dataset)
+    if folder is not None:
+        return _load_parquet(folder) if _holds_parquet(folder) else load_class_folders(folder)
+    if not dataset.strip():
+        raise ValueError("--data.dataset is empty: give a folder, or a data set's id on the Hub")
+    if Path(dataset).expanduser().exists():
         raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
     if not _may_be_hub_id(dataset):
         raise ValueError(f"there is no folder {dataset!r}: check the path")
@@ -44,6 +48,13 @@ def load_splits(dataset: str, revision: str | None = None) -> datasets.DatasetDi
             f"there is no folder {dataset!r}, and the Hub does not give a data set of that name ({error}): check the "
             "name and the network; for gated data accept its terms on the Hub and log in with `hf auth login`"
         ) from error
+
+
+def local_folder(dataset: str) -> Path | None:
+    """Return the folder of a data set that lies on this machine, such as the sample in this package."""
+    shipped = SAMPLES / dataset
+    folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
+    return folder if dataset.strip() and folder.is_dir() else None
 
 
 def _may_be_hub_id(dataset: str) -> bool:
@@ -58,11 +69,39 @@ def _holds_parquet(folder: Path) -> bool:
 
 
 def _load_parquet(folder: Path) -> datasets.DatasetDict:
+    """Load parquet files as the splits that their names or folders say.
+
+    They are named one by one, so that nothing else in the folder, such as a data card, has a say in what is loaded.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        relative = path.relative_to(folder)
+        if not any(part.startswith(".") for part in relative.parts):
+            files.setdefault(_split_of(relative), []).append(path)
     try:
-        return datasets.load_dataset(str(folder))
-    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error
+        _check_label_order([path for paths in files.values() for path in paths])
+        escaped = {split: [glob.escape(str(path.resolve())) for path in paths] for split, paths in files.items()}
+        return datasets.load_dataset("parquet", data_files=escaped)
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(f"cannot read the parquet files in {str(folder)!r}: {reason}; mend or remove them") from error
+
+
+def _split_of(path: Path) -> str:
+    """Tell a split by its name in a path: `train-00000-of-00002.parquet`, `test/0.parquet`, or else `train`."""
+    words = [word for part in path.with_suffix("").parts for word in re.split(r"[^a-z0-9]+", part.lower())]
+    return next((name for name, names in SPLIT_FOLDERS.items() for word in words if word in names), "train")
+
+
+def _check_label_order(paths: list[Path]) -> None:
+    """Compare the class names that files declare: `datasets` would read all by the first one's."""
+    declared: dict[str, tuple[Path, list[str]]] = {}
+    for path in paths:
+        for column, feature in datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)).items():
+            if isinstance(feature, datasets.ClassLabel):
+                first, names = declared.setdefault(column, (path, feature.names))
+                if feature.names != names:
+                    raise ValueError(f"{path.name} and {first.name} declare different classes in the column {column!r}")
 
 
 def load_class_folders(folder: Path) -> datasets.DatasetDict:
@@ -130,14 +169,18 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named image column, or the only one of type Image.
+    """Return the named image column, of type Image or of encoded bytes, or the only one of type Image.
 
     Raises:
-        ValueError: If there is no such column, or more than one.
+        ValueError: If there is no such column, or more than one, or it holds something else.
     """
-    return _only(
-        [name for name, feature in features.items() if isinstance(feature, datasets.Image)], named, features, "image"
-    )
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = _only(images, named, features, "image")
+    if column not in images and getattr(features[column], "dtype", None) not in ("binary", "large_binary"):
+        raise ValueError(
+            f"the column {column!r} holds {features[column]} and no images: name another one with --data.image_column"
+        )
+    return column
 
 
 def find_label_column(features: datasets.Features, named: str | None) -> str:

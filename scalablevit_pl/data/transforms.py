@@ -1,5 +1,6 @@
 """Random augmentation for training, by timm: of one image, and across a batch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ class Augmentation:
         cutmix: Alpha of cutmix; 0 turns it off.
         mix_prob: Probability with which a batch is mixed.
         switch_prob: Probability of cutmix where both are on.
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -39,6 +43,18 @@ class Augmentation:
     cutmix: float = 1.0
     mix_prob: float = 1.0
     switch_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "random_erasing", "mix_prob", "switch_prob"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability, from 0 to 1, got {getattr(self, name)}")
+        for name in ("color_jitter", "mixup", "cutmix"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+            raise ValueError(f"scale must hold two fractions above 0, the smaller one first, got {list(self.scale)}")
+        if not 0.0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(f"ratio must hold two positive numbers, the smaller one first, got {list(self.ratio)}")
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:

@@ -121,7 +121,7 @@ class ScalableViT(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels or 0 in image.shape[2:]:
             raise ValueError(
                 f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(image.shape)}: "
-                "add the batch dimension, or build the network with other in_channels"
+                "add the batch dimension, or build the network for as many channels as the images have"
             )
         maps = []
         for stage in self.stages:

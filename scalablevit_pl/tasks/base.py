@@ -36,6 +36,8 @@ class BaseTask(pl.LightningModule):
         base_batch_size: int | None = 512,
     ) -> None:
         super().__init__()
+        if base_batch_size is not None and base_batch_size < 1:
+            raise ValueError(f"base_batch_size must be at least 1, or null for no scaling, got {base_batch_size}")
         self.network = network
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
@@ -67,13 +69,18 @@ class BaseTask(pl.LightningModule):
                 f"{self.trainer.num_training_batches} batches an epoch and a batch size of {batch_size}: set "
                 "--trainer.max_steps or --trainer.max_epochs, and train on data of known length"
             )
-        accumulated = self.trainer.accumulate_grad_batches
+        accumulated = max(1, self.trainer.accumulate_grad_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         global_batch = batch_size * accumulated * self.trainer.world_size
-        optimizer = self.optimizer_factory(parameter_groups(self.network))
+        try:
+            optimizer = self.optimizer_factory(parameter_groups(self.network))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer does not take its settings: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= global_batch / (self.base_batch_size or global_batch)
         peak = optimizer.param_groups[0]["lr"]
+        if not 0.0 <= peak < math.inf:
+            raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
         try:
             schedule = self.schedule_factory(optimizer, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)  # type: ignore[call-arg]
         except TypeError as error:

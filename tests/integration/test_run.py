@@ -2,6 +2,9 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -160,3 +163,39 @@ def test_two_processes_train_and_test(trained: Path, scalablevit: Run) -> None:
     for name in ("test/samples", "test/top1", "test/top5"):
         assert results[0][name] == results[1][name]
     assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-6)
+
+
+def test_a_logger_of_ones_own_stands_beside_the_record(trained: Path, scalablevit: Run) -> None:
+    own = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    done = scalablevit("fit", "--config", "recipes/quickstart.yaml", "--run=logged", *QUICK, *own, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert (trained / "runs/logged/metrics.csv").is_file()
+    assert not (trained / "runs/logged/tensorboard").exists()
+    assert list((trained / "logs").rglob("metrics.csv"))
+
+
+def test_a_checkpoint_says_nothing_about_what_is_built(trained: Path, scalablevit: Run) -> None:
+    checkpoint = torch.load(trained / "runs/first/checkpoints/best.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] = {
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_class_path": "this.Zen",
+        "label_smoothing": 0.9,
+    }
+    torch.save(checkpoint, trained / "strange.ckpt")
+    done = scalablevit("test", "--run", "first", "--ckpt_path", "strange.ckpt", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "Zen of Python" not in done.stdout
+
+
+def test_a_terminated_fit_says_so(trained: Path, environment: dict[str, str]) -> None:
+    words = ["fit", "--config", "recipes/quickstart.yaml", "--run", "ended", "--trainer.log_every_n_steps=1"]
+    command = [sys.executable, "-m", "scalablevit_pl", *words, "--data.num_workers=0"]
+    with subprocess.Popen(command, cwd=trained, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if (trained / "runs/ended/metrics.csv").is_file():
+                break
+            time.sleep(0.1)
+        process.terminate()
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "scalablevit: error: stopped by SIGTERM: go on with --resume last" in stderr

@@ -24,6 +24,7 @@ from scalablevit_pl.cli import (
 from scalablevit_pl.experiment import ExperimentCLI
 from scalablevit_pl.models import create_model
 from scalablevit_pl.prediction import _parse
+from scalablevit_pl.run_folder import run_folder
 
 Parse = Callable[..., Namespace]
 QUICKSTART = "recipes/quickstart.yaml"
@@ -269,11 +270,18 @@ def test_an_unknown_configuration_gets_a_hint(name: str, hint: str, work: Path) 
         find_config(name)
 
 
-@pytest.mark.parametrize(("words", "hint"), [(["fti"], "fit"), (["tset", "--run", "x"], "test"), (["xyz"], "--help")])
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["fti"], "did you mean fit?"),
+        (["tset", "--run", "x"], "did you mean test?"),
+        (["xyz"], "see scalablevit --help"),
+    ],
+)
 def test_an_unknown_command_gets_a_hint(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"scalablevit: error: unknown command {words[0]!r}: did you mean {hint}?\n")
+    assert (out, err) == ("", f"scalablevit: error: unknown command {words[0]!r}: {hint}\n")
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"], ["--version"]])
@@ -337,3 +345,10 @@ def test_prediction_has_two_forms(options: list[str], form: str, monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["scalablevit"])
     assert main(["predict", *options]) == 0
     assert seen == [form]
+
+
+def test_a_run_given_as_a_path_is_not_taken_for_one_below_runs(work: Path) -> None:
+    (work / "model").mkdir()
+    (work / "model" / "config.yaml").write_text("seed_everything: 1\n")
+    words = settle("test", ["--run", "./model"])
+    assert run_folder(value_of(words, "--run") or "").resolve() == work / "model"

@@ -91,7 +91,7 @@ def test_an_error_from_a_loaders_process_is_found_in_its_text(tmp_path: Any) -> 
     assert "Traceback" in str(error)
     sentence = explain(error)
     assert sentence is not None
-    assert sentence.startswith(f"cannot read {tmp_path}/bad.jpg: cannot identify image file")
+    assert sentence.startswith(f"cannot read {tmp_path}/bad.jpg: it is no image of a known format")
     assert sentence.endswith("mend or remove it")
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit_pl.prediction import _parse, find_images
+from scalablevit_pl.prediction import _check_out, _parse, find_images
 
 
 @pytest.fixture
@@ -66,3 +66,12 @@ def test_the_defaults_are_those_of_the_help_page() -> None:
 def test_options_may_stand_between_images() -> None:
     arguments = _parse(["a.jpg", "--weights", "w", "b.jpg", "--out", "x.csv", "c.jpg"])
     assert [str(path) for path in arguments.images] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path) -> None:
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"x")
+    for out in (image, tmp_path / "." / "a.jpg", tmp_path, tmp_path / "missing" / "x.csv"):
+        with pytest.raises(ValueError, match="--out"):
+            _check_out(out, [image])
+    _check_out(tmp_path / "x.csv", [image])

@@ -1,6 +1,8 @@
 import io
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +127,7 @@ def test_a_value_out_of_range_is_refused(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("change", [{"mean": 0.5}, {"mean": None}, {"input_size": "28"}], ids=str)
 def test_a_wrong_record_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="no record of a preprocessing"):
+    with pytest.raises(ValueError, match=r"no record of a preprocessing|a whole number"):
         Preprocessing.from_dict(Preprocessing().to_dict() | change)
 
 
@@ -269,3 +271,17 @@ def test_a_merely_large_image_is_read_without_a_warning(monkeypatch: pytest.Monk
     content = encode(image)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert_decodes_to(content, np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    "values", [{"std": (math.nan, 1.0, 1.0)}, {"mean": (math.inf, 0.0, 0.0)}, {"input_size": 28.5}]
+)
+def test_values_that_are_no_numbers_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Preprocessing(**values)
+
+
+def test_formats_that_start_programs_are_no_images() -> None:
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(UnreadableImageError, match="row 1: it is no image of a known format"):
+        decode_image(content, "row 1")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, existing_run, run_folder
+from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, existing_run, run_folder, take_folder
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -146,3 +146,16 @@ def test_differences_are_listed_with_their_place() -> None:
         "b.d.e was None and is 0",
         "gone was True and is None",
     ]
+
+
+def test_one_of_two_runs_takes_the_folder() -> None:
+    start("first")
+    take_folder(run_folder("first"))
+    with pytest.raises(ValueError, match="another run has begun in 'runs/first'"):
+        take_folder(run_folder("first"))
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", ".."])
+def test_a_run_needs_a_name(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        run_folder(name)

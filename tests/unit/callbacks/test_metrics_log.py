@@ -100,3 +100,10 @@ def test_a_curve_is_one_metric_over_the_epochs() -> None:
     assert curve(rows, "top1", 10) == ((1.0, 2.0), (0.5, 0.75))
     assert curve(rows, "unknown", 10) == ((), ())
     assert curve({}, "loss", 10) == ((), ())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"loss\n1.0\n", b"step,loss\nfoo,1\n"])
+def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read '.*metrics\.csv' .*move it away"):
+        read_metrics(tmp_path / "metrics.csv")

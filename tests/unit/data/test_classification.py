@@ -318,3 +318,17 @@ def test_the_order_over_processes_follows_the_seed(make_parquet: MakeFiles, monk
         data.trainer = SimpleNamespace(world_size=2, global_rank=0)
         orders.append(list(data.train_dataloader().sampler))
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_rows_name_no_files_outside_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    for name in ("inside/a.png", "outside.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    names = [str(tmp_path / "inside/a.png"), str(tmp_path / "inside/../outside.png")]
+    rows = datasets.Dataset.from_dict({"image": names}, features=datasets.Features({"image": datasets.Image()}))
+    images = DatasetImages(rows, "image", "train", Preprocessing(4, 1.0), root=tmp_path / "inside")
+    assert images[0]["image"].shape == (3, 4, 4)
+    with pytest.raises(UnreadableImageError, match=r"row 1 of split 'train' names .* outside the data set"):
+        images[1]
+    with pytest.raises(UnreadableImageError, match="outside the data set"):
+        DatasetImages(rows, "image", "train", Preprocessing(4, 1.0))[0]

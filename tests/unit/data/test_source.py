@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from scalablevit_pl.data.source import (
+    _split_of,
     find_class_names,
     find_image_column,
     find_label_column,
@@ -272,3 +273,48 @@ def test_lists_of_labels_are_refused() -> None:
     rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
     with pytest.raises(ValueError, match="expected class names or whole numbers"):
         find_class_names(datasets.DatasetDict(train=rows), "label", "train")
+
+
+def write_rows(path: Path, names: list[str], labels: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=names)})
+    datasets.Dataset.from_dict({"image": [b"x"] * len(labels), "label": labels}, features=features).to_parquet(
+        str(path)
+    )
+
+
+def test_splits_that_declare_other_classes_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.parquet", ["a", "b"], [0, 1])
+    write_rows(tmp_path / "test.parquet", ["b", "a"], [0, 1])
+    with pytest.raises(ValueError, match=r"train\.parquet and test\.parquet declare different classes in .*'label'"):
+        load_splits(str(tmp_path))
+
+
+def test_a_data_card_has_no_say_in_what_is_loaded(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data/train.parquet", ["a", "b"], [0, 1])
+    write_rows(tmp_path / "elsewhere/train.parquet", ["a", "b"], [1])
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path}/elsewhere/*.parquet\n---\n"
+    (tmp_path / "data/README.md").write_text(card)
+    assert load_splits(str(tmp_path / "data"))["train"]["label"][:] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train-00000-of-00002.parquet", "train"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("validation/0000.parquet", "validation"),
+        ("default/val.parquet", "validation"),
+        ("photos.parquet", "train"),
+        ("contest.parquet", "train"),
+    ],
+)
+def test_a_parquet_file_tells_its_split(path: str, split: str) -> None:
+    assert _split_of(Path(path)) == split
+
+
+def test_a_named_column_may_hold_encoded_bytes_but_no_labels() -> None:
+    features = datasets.Features({"image": datasets.Value("binary"), "label": NAMES})
+    assert find_image_column(features, "image") == "image"
+    with pytest.raises(ValueError, match=r"'label' holds ClassLabel.* and no images"):
+        find_image_column(features, "label")

@@ -1,4 +1,6 @@
+import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,3 +161,24 @@ def test_switch_prob_chooses_between_mixup_and_cutmix(switch_prob: float, is_cut
     images, _, new_images, _ = mixed(Augmentation(switch_prob=switch_prob), 6)
     from_the_batch = (new_images[:, None] == images[None]).all(2).any(1)
     assert from_the_batch.all().item() is is_cut
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hflip": 7.0},
+        {"random_erasing": -0.1},
+        {"mix_prob": math.nan},
+        {"switch_prob": 2.0},
+        {"mixup": -1.0},
+        {"cutmix": math.inf},
+        {"color_jitter": -0.4},
+        {"scale": (2.0, 3.0)},
+        {"scale": (0.5, 0.1)},
+        {"ratio": (0.0, 1.0)},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Augmentation(**values)

@@ -368,3 +368,16 @@ def test_each_process_draws_random_numbers_of_its_own(monkeypatch: pytest.Monkey
     assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
     pl.seed_everything(3)
     assert drawn[0] == (torch.rand(1).item(), np.random.rand(), random.random())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("size", [0, -512])
+def test_a_base_batch_size_below_one_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"base_batch_size must be at least 1, .* got {size}"):
+        ClassificationTask(Scores(), base_batch_size=size)
+
+
+@pytest.mark.parametrize(("rate", "message"), [(-1.0, "optimizer does not take its settings"), (math.inf, "be finite")])
+def test_a_learning_rate_out_of_range_is_refused(rate: float, message: str, make_trainer: MakeTrainer) -> None:
+    task = ClassificationTask(Scores(), optimizer=partial(SGD, lr=rate))
+    with pytest.raises(ValueError, match=message):
+        make_trainer().fit(task, DataLoader(make_samples(4), batch_size=2))
