@@ -230,6 +230,8 @@ def settle(command: str, options: list[str]) -> list[str]:
     """
     if "--help-all" in options:
         return ["--help"]
+    if any(option.partition("=")[0].endswith(".help") for option in options):
+        return options  # shows the arguments of a class and does nothing else
     words = split_values(options)
     named = value_of(words, "--run")
     run = named or run_of_checkpoint(value_of(words, "--ckpt_path"))

@@ -347,6 +347,11 @@ def test_prediction_has_two_forms(options: list[str], form: str, monkeypatch: py
     assert seen == [form]
 
 
+def test_asking_for_a_class_is_left_as_it_is(work: Path) -> None:
+    for options in (["--data.help", "some.Class"], ["--model.help=some.Class"]):
+        assert settle("fit", options) == options
+
+
 def test_a_run_given_as_a_path_is_not_taken_for_one_below_runs(work: Path) -> None:
     (work / "model").mkdir()
     (work / "model" / "config.yaml").write_text("seed_everything: 1\n")
