@@ -298,6 +298,13 @@ def test_a_data_card_has_no_say_in_what_is_loaded(tmp_path: Path) -> None:
     assert load_splits(str(tmp_path / "data"))["train"]["label"][:] == [0, 1]
 
 
+def test_names_of_parquet_files_are_no_patterns(tmp_path: Path) -> None:
+    write_rows(tmp_path / "my [x] data/train.parquet", ["a", "b"], [0, 1])
+    write_rows(tmp_path / "my [x] data/test[1].parquet", ["a", "b"], [1])
+    splits = load_splits(str(tmp_path / "my [x] data"))
+    assert {name: split["label"][:] for name, split in splits.items()} == {"train": [0, 1], "test": [1]}
+
+
 @pytest.mark.parametrize(
     ("path", "split"),
     [
