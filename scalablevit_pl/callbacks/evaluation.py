@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -41,7 +39,7 @@ class EvaluationReport(pl.Callback):
         # A few images from all over the split, chosen before anything is known about their predictions.
         samples = len(datamodule.images["test"])
         self.shown = set(range(0, samples, max(1, math.ceil(samples / SHOWN))))
-        self.images: dict[int, npt.NDArray[np.uint8]] = {}
+        self.images: dict[int, Tensor] = {}
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
@@ -71,7 +69,7 @@ class EvaluationReport(pl.Callback):
         draw_confusion(self.counts, self.class_names, self.folder / "confusion.png", title)
         rows = [row for row in self.rows if row["index"] in self.images]
         draw_predictions(
-            [self.images[row["index"]] for row in rows],
+            [self.images[row["index"]].numpy() for row in rows],
             [row["label"] for row in rows],
             [row["label_1"] for row in rows],
             [float(row["probability_1"]) for row in rows],
@@ -85,9 +83,9 @@ class EvaluationReport(pl.Callback):
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             self._save_metrics("val", trainer)
 
-    def _pixels(self, image: Tensor) -> npt.NDArray[np.uint8]:
+    def _pixels(self, image: Tensor) -> Tensor:
         pixels: Tensor = self.preprocessing.denormalize(image.float())
-        return pixels.permute(1, 2, 0).cpu().numpy()
+        return pixels.permute(1, 2, 0).contiguous().cpu()
 
     def _save_metrics(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningCLI
 
 from scalablevit_pl import __version__, cli
 from scalablevit_pl.cli import (
@@ -345,6 +346,12 @@ def test_prediction_has_two_forms(options: list[str], form: str, monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["scalablevit"])
     assert main(["predict", *options]) == 0
     assert seen == [form]
+
+
+def test_lightning_reads_checkpoints_as_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningCLI, "_prepare_subcommand_kwargs", lambda experiment, command: {"ckpt_path": "x"})
+    arguments = ExperimentCLI.__new__(ExperimentCLI)._prepare_subcommand_kwargs("fit")
+    assert arguments == {"ckpt_path": "x", "weights_only": True}
 
 
 def test_asking_for_a_class_is_left_as_it_is(work: Path) -> None:
