@@ -71,7 +71,8 @@ def take_folder(folder: Path) -> None:
 def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare the configurations of a run's parts where a difference would be a contradiction.
 
-    The length of the training and where it runs may change, and so may the number of loader processes.
+    The length of the training and where it runs may change, and with it how a batch is shared out: the global batch is
+    compared once it is known.
 
     Raises:
         ValueError: If they differ; it lists the differences.
@@ -80,7 +81,7 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
         line
         for section in ("model", "data")
         for line in differences(earlier.get(section), now.get(section), section)
-        if not line.startswith("data.init_args.num_workers ")
+        if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))
     ]
     if changed:
         raise ValueError(f"the run cannot be resumed with other values: {'; '.join(changed)}")

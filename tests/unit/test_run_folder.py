@@ -107,7 +107,13 @@ def test_a_resume_writes_its_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [("trainer.max_epochs", 9), ("seed_everything", 1), ("data.init_args.num_workers", 7)]
+    ("path", "value"),
+    [
+        ("trainer.max_epochs", 9),
+        ("seed_everything", 1),
+        ("data.init_args.num_workers", 7),
+        ("data.init_args.batch_size", 64),
+    ],
 )
 def test_a_resume_may_change_length_seed_and_loaders(path: str, value: int) -> None:
     check_resumable(CONFIG, changed(path, value))
