@@ -43,7 +43,7 @@ def start(*names: str) -> None:
         ("a.b c", "runs/a.b c"),
         ("runs/first", "runs/first"),
         ("./first", "first"),
-        ("/tmp/first", "/tmp/first"),
+        ("/some/first", "/some/first"),
     ],
 )
 def test_a_name_lies_below_runs_and_a_path_where_it_says(run: str, folder: str) -> None:
