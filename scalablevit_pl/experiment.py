@@ -90,7 +90,9 @@ class ExperimentCLI(LightningCLI):
             if self.config.subcommand == "fit":
                 if self.stored is not None:
                     check_resumable(self.stored["config"], self.record)
-                claim_folder(self.folder, self.record, resume=config.ckpt_path is not None)
+                # A checkpoint of another run does not make this folder's run one that is resumed.
+                inside = self.stored is not None and self.folder.resolve() in Path(config.ckpt_path).resolve().parents
+                claim_folder(self.folder, self.record, resume=inside)
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -1,4 +1,5 @@
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def assert_one_sentence(status: int, stderr: str, *expected: str) -> None:
         (["fit", "--config", "recipes/quikstart.yaml"], ["recipes/quickstart.yaml"]),
         (["fit", "--run", "first", "--resume", "http://127.0.0.1/x.ckpt"], ["URL"]),
         (["fit", "--run=first", "--resume=last", "--model.label_smoothing=0.3"], ["label_smoothing", "0.1", "0.3"]),
+        ([*FIT, "--run=first", "--resume=runs/other/checkpoints/last.ckpt"], ["runs/first", "already holds a run"]),
         (["test", "--run", "frist"], ["runs/frist", "first"]),
         (["test", "--config", "recipes/quickstart.yaml"], ["checkpoint"]),
         (["test", "--run", "first", "--data.preprocessing.input_size=32"], ["input_size", "28", "32"]),
@@ -58,6 +60,7 @@ def test_a_mistake_gets_one_sentence(
 ) -> None:
     for name in ("broken.jpg", "broken.ckpt"):
         (trained / name).write_bytes(b"not what it says")
+    shutil.copytree(trained / "runs/first/checkpoints", trained / "runs/other/checkpoints", dirs_exist_ok=True)
     monkeypatch.chdir(trained)
     monkeypatch.setattr(sys, "argv", ["scalablevit"])  # in this process, since starting one takes seconds
     monkeypatch.setattr(logging, "raiseExceptions", False)  # other tests' handlers hold streams that are closed by now

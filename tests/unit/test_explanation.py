@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.prediction import PredictionTable
@@ -233,3 +234,11 @@ def test_a_message_about_a_nested_option_is_as_short(
     sentence = explain_argument(message, [parser])
     assert given in sentence
     assert noise not in sentence
+
+
+def test_errors_of_files_settings_and_missing_packages_are_sentences() -> None:
+    assert explain(PermissionError(13, "Permission denied", "runs/x")) == "Permission denied: 'runs/x'"
+    assert explain(MisconfigurationException("no such\n  accelerator")) == "no such accelerator"
+    assert explain(ModuleNotFoundError("No module named 'wandb'")) == "No module named 'wandb'"
+    assert explain(OSError("without a file")) is None
+    assert explain(RuntimeError("a fault of the program")) is None
