@@ -15,31 +15,63 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
 
 
-def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those with weight decay and those without.
+def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those with weight decay and those without, and by layer if asked for.
 
     Exempt are biases, all other parameters of at most one dimension, and those that `network.no_weight_decay()` names
     if there is such a method, as timm's networks have it. The decay itself is the optimizer's own.
+
+    Args:
+        network: The network.
+        layer_decay: Below 1, each layer has groups of its own. Their `lr_scale`, by which the learning rate is to be
+            multiplied, is 1 for the last layer and this factor smaller from each layer to the one below. Layers are
+            what `network.group_matcher()` says, as timm's networks have it; frozen ones count, too.
+
+    Raises:
+        ValueError: If the factor is out of its range, or the network does not say which layers it has.
     """
+    if not 0.0 < layer_decay <= 1.0:
+        raise ValueError(
+            f"layer_decay must be above 0 and at most 1, which is the same rate for all, got {layer_decay}"
+        )
     exempt = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    layers = _layers(network) if layer_decay < 1.0 else {}
+    last = max(layers.values(), default=0)
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             is_exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
-            (undecayed if is_exempt else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            members.setdefault((layers.get(name, last), is_exempt), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for layer, is_exempt in sorted(members):
+        group: dict[str, Any] = {"params": members[layer, is_exempt]}
+        group |= {"weight_decay": 0.0} if is_exempt else {}
+        group |= {"lr_scale": layer_decay ** (last - layer)} if layers else {}
+        groups.append(group)
+    return groups
+
+
+def _layers(network: nn.Module) -> dict[str, int]:
+    """Number each parameter's layer, from 0."""
+    if not hasattr(network, "group_matcher"):
+        raise ValueError(
+            f"{type(network).__name__} does not say which layers it has (group_matcher): leave layer_decay at 1, or "
+            "take a network that scalablevit_pl.models.create_model or timm.create_model makes"
+        )
+    from timm.models import group_parameters  # slow to import, and most runs do not need it
+
+    layers: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    return layers
 
 
 class WarmupCosineSchedule(LRScheduler):
     """Linear warm-up, then a cosine that began at step 0: the schedule of the paper's recipe, per optimizer step.
 
     With base rate lr, at step t of T with w warm-up steps: `warmup_lr + (lr - warmup_lr) t / w` for t < w, else
-    `min_lr + (lr - min_lr) (1 + cos(π t / T)) / 2`.
+    `min_lr + (lr - min_lr) (1 + cos(π t / T)) / 2`. A group with an `lr_scale` has that multiple of all three rates.
 
     Args:
-        optimizer: Its groups' learning rates are the base rates.
+        optimizer: Its groups' learning rates are the base rates, multiplied by their `lr_scale` if there is one.
         total_steps: Optimizer steps T of the whole training.
         steps_per_epoch: Optimizer steps of an epoch.
         warmup_epochs: Length of the warm-up in epochs.
@@ -67,19 +99,22 @@ class WarmupCosineSchedule(LRScheduler):
         self.warmup_steps = round(warmup_epochs * steps_per_epoch)
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
+        self.lr_scales: list[float] = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         super().__init__(optimizer)
-        if min(self.base_lrs) < max(min_lr, warmup_lr):
+        floor = max(min_lr, warmup_lr)
+        low = [base / scale for base, scale in zip(self.base_lrs, self.lr_scales, strict=True) if base < scale * floor]
+        if low:
             logger.warning(
                 "the learning rate %.3g is below min_lr %.3g or warmup_lr %.3g, so that it rises where it should fall: "
                 "these two are not scaled with the batch; lower them too",
-                min(self.base_lrs),
+                min(low),
                 min_lr,
                 warmup_lr,
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the step of an earlier schedule, on the course of this one: a resumed run may train longer."""
-        own = ("total_steps", "warmup_steps", "warmup_lr", "min_lr", "base_lrs")
+        own = ("total_steps", "warmup_steps", "warmup_lr", "min_lr", "base_lrs", "lr_scales")
         super().load_state_dict(state_dict | {name: getattr(self, name) for name in own})
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
@@ -87,7 +122,10 @@ class WarmupCosineSchedule(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the current step."""
         step = self.last_epoch  # torch's name for the number of calls to step()
+        groups = list(zip(self.base_lrs, self.lr_scales, strict=True))
         if step < self.warmup_steps:
-            return [self.warmup_lr + (base - self.warmup_lr) * step / self.warmup_steps for base in self.base_lrs]
+            starts = [(base, scale * self.warmup_lr) for base, scale in groups]
+            return [start + (base - start) * step / self.warmup_steps for base, start in starts]
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(step, self.total_steps) / self.total_steps))
-        return [self.min_lr + (base - self.min_lr) * cosine for base in self.base_lrs]
+        ends = [(base, scale * self.min_lr) for base, scale in groups]
+        return [end + (base - end) * cosine for base, end in ends]

@@ -1,17 +1,21 @@
 """What all tasks share: optimizer, learning rate, and the record of what was resolved."""
 
+import difflib
 import math
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule, parameter_groups
+
+FEATURES = "features"
 
 
 class BaseTask(pl.LightningModule):
@@ -23,9 +27,17 @@ class BaseTask(pl.LightningModule):
         schedule: Makes the learning rate's course; called with the optimizer, `total_steps` and `steps_per_epoch`.
         base_batch_size: Global batch for which the learning rate is given; it is scaled in proportion to the actual
             one. None takes the rate as it is.
+        freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
+            state dict spells them, such as `backbone` or `backbone.stages.0`. `features` means all but the last layer.
+        layer_decay: Factor by which the learning rate falls from each layer to the one below; 1 is the same for all.
 
     Attributes:
+        frozen: The names given as `freeze`.
         resolved: Batch, learning rate, steps and parameter groups as they came out, from the start of a fit on.
+
+    Raises:
+        ValueError: If a value is out of its range, a frozen part does not exist or nothing else is left, or the network
+            does not say which layers it has although their rates are to differ.
     """
 
     def __init__(
@@ -34,6 +46,8 @@ class BaseTask(pl.LightningModule):
         optimizer: OptimizerFactory = AdamW,
         schedule: ScheduleFactory = WarmupCosineSchedule,
         base_batch_size: int | None = 512,
+        freeze: Sequence[str] | str = (),
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         if base_batch_size is not None and base_batch_size < 1:
@@ -42,7 +56,28 @@ class BaseTask(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.base_batch_size = base_batch_size
+        self.layer_decay = layer_decay
         self.resolved: dict[str, Any] = {}
+        self.frozen = [freeze] if isinstance(freeze, str) else list(freeze)
+        _freeze(network, self.frozen)
+        self._keep_frozen_in_eval_mode()
+        parameter_groups(network, layer_decay)  # what is wrong with it shows before the data is loaded
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or back; frozen parts stay in eval mode."""
+        super().train(mode)
+        self._keep_frozen_in_eval_mode()
+        return self
+
+    def _keep_frozen_in_eval_mode(self) -> None:
+        # By name, since modules may have been exchanged, as for batch norms that are synchronized over processes.
+        for name in self.frozen:
+            for module in _modules(self.network, name):
+                module.training = False
+
+    def on_train_epoch_start(self) -> None:
+        """Put frozen parts back to eval mode, should somebody have switched the network's mode past the task."""
+        self._keep_frozen_in_eval_mode()
 
     def on_train_start(self) -> None:
         """Give each process random numbers of its own; else all would drop the same paths and mix in the same way."""
@@ -72,15 +107,8 @@ class BaseTask(pl.LightningModule):
         accumulated = max(1, self.trainer.accumulate_grad_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         global_batch = batch_size * accumulated * self.trainer.world_size
-        try:
-            optimizer = self.optimizer_factory(parameter_groups(self.network))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the optimizer does not take its settings: {error}") from error
-        for group in optimizer.param_groups:
-            group["lr"] *= global_batch / (self.base_batch_size or global_batch)
-        peak = optimizer.param_groups[0]["lr"]
-        if not 0.0 <= peak < math.inf:
-            raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
+        optimizer = self._make_optimizer(global_batch / (self.base_batch_size or global_batch))
+        peak = peak_rate(optimizer)
         try:
             schedule = self.schedule_factory(optimizer, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)  # type: ignore[call-arg]
         except TypeError as error:
@@ -89,6 +117,7 @@ class BaseTask(pl.LightningModule):
         self.resolved = {
             "parameters": sum(parameter.numel() for parameter in parameters),
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "frozen": list(self.frozen),
             "global_batch": global_batch,
             "base_batch_size": self.base_batch_size,
             "samples_per_epoch": self.trainer.num_training_batches * batch_size * self.trainer.world_size,
@@ -100,11 +129,74 @@ class BaseTask(pl.LightningModule):
         }
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _make_optimizer(self, factor: float) -> Optimizer:
+        """Build the optimizer and multiply its groups' learning rates."""
+        groups = parameter_groups(self.network, self.layer_decay)
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer does not take its settings: {error}") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= factor * group.get("lr_scale", 1.0)
+        peak = peak_rate(optimizer)
+        if not 0.0 <= peak < math.inf:
+            raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
+        return optimizer
+
+
+def peak_rate(optimizer: Optimizer) -> float:
+    """Return the highest learning rate of all parameter groups: that of the last layer which is trained."""
+    rate: float = max(group["lr"] for group in optimizer.param_groups)
+    return rate
+
+
+def _freeze(network: nn.Module, names: Sequence[str]) -> None:
+    """Exclude the named parts from training.
+
+    Raises:
+        ValueError: If a name means no part with parameters, or nothing is left to train.
+    """
+    for name in names:
+        if name != FEATURES:
+            _check_name(network, name)
+        for module in _modules(network, name):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+    if names and not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"freeze={list(names)} leaves nothing to train: leave a part of the network out of it")
+
+
+def _check_name(network: nn.Module, name: str) -> None:
+    modules = {key: module for key, module in network.named_modules(remove_duplicate=False) if key}
+    valid = [key for key, module in modules.items() if any(True for _ in module.parameters())]
+    if name not in valid:
+        valid += [FEATURES] if hasattr(network, "get_classifier") else []
+        reason = "has no parameters" if name in modules else f"is no module of {type(network).__name__}"
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
+        remedy = f"name another part, such as {near[0]!r}" if near else "leave it out"
+        raise ValueError(f"freeze names {name!r}, which {reason}: {remedy}")
+
+
+def _modules(network: nn.Module, name: str) -> list[nn.Module]:
+    """List all modules of a frozen part; for `features` those around the last layer are among them."""
+    if name != FEATURES:
+        return list(network.get_submodule(name).modules())
+    if not hasattr(network, "get_classifier"):
+        raise ValueError(
+            f"freeze names {FEATURES!r}, but {type(network).__name__} does not say which its last layer is "
+            "(get_classifier): name the modules to freeze instead"
+        )
+    last: Any = network.get_classifier()  # type: ignore[operator]
+    layers = last if isinstance(last, tuple) else (last,)  # some of timm's have two
+    spared = {module for layer in layers for module in layer.modules()}
+    return [module for module in network.modules() if module not in spared]
+
 
 def _describe(group: dict[str, Any]) -> dict[str, Any]:
     """Summarize a parameter group in plain values."""
+    scale = group.get("lr_scale", 1.0)
     return {
         "weight_decay": group.get("weight_decay", 0.0),
         "tensors": len(group["params"]),
         "parameters": sum(parameter.numel() for parameter in group["params"]),
-    }
+    } | ({} if scale == 1.0 else {"lr_scale": scale})

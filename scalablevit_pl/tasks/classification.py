@@ -1,6 +1,7 @@
 """Image classification: loss, accuracy, predictions."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule
-from scalablevit_pl.tasks.base import BaseTask
+from scalablevit_pl.tasks.base import BaseTask, peak_rate
 
 Batch = dict[str, Any]
 PARTS = ("train", "val", "test")
@@ -30,9 +31,13 @@ class ClassificationTask(BaseTask):
         schedule: Makes the learning rate's course; called with the optimizer, `total_steps` and `steps_per_epoch`.
         base_batch_size: Global batch for which the learning rate is given; None takes the rate as it is.
         label_smoothing: Part of each training label that is spread over all classes.
+        freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
+            state dict spells them, such as `backbone` or `backbone.stages.0`. `features` means all but the last layer.
+        layer_decay: Factor by which the learning rate falls from each layer to the one below; 1 is the same for all.
 
     Raises:
-        ValueError: If the network does not say how many classes it has, or the smoothing is out of its range.
+        ValueError: If the network does not say how many classes it has, the smoothing is out of its range, or what
+            `BaseTask` refuses.
     """
 
     def __init__(
@@ -42,8 +47,10 @@ class ClassificationTask(BaseTask):
         schedule: ScheduleFactory = WarmupCosineSchedule,
         base_batch_size: int | None = 512,
         label_smoothing: float = 0.1,
+        freeze: Sequence[str] | str = (),
+        layer_decay: float = 1.0,
     ) -> None:
-        super().__init__(network, optimizer, schedule, base_batch_size)
+        super().__init__(network, optimizer, schedule, base_batch_size, freeze, layer_decay)
         num_classes = getattr(network, "num_classes", None)
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(
@@ -69,7 +76,7 @@ class ClassificationTask(BaseTask):
         hard_label = label.argmax(dim=1) if label.ndim == 2 else label
         self._count("train", logits.detach(), hard_label, losses.detach())
         self.log("train/step_loss", loss)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("train/lr", peak_rate(self.optimizers()))  # type: ignore[arg-type]
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

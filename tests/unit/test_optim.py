@@ -1,6 +1,9 @@
-"""Weight decay by kind of parameter, and the learning rate of every step."""
+"""Weight decay by kind of parameter, learning rates by layer, and the learning rate of every step."""
 
+import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +109,94 @@ def test_the_optimizer_s_own_decay_is_for_the_first_group_only() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.07, 0.0]
 
 
+NETWORKS = {
+    "nano": lambda: create_model("scalablevit_nano", num_classes=10, head="mlp"),
+    "vit": lambda: timm.create_model("test_vit", num_classes=3),
+    "resnet": lambda: timm.create_model("resnet10t", num_classes=3),
+    "swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=2, embed_dim=12, depths=(1, 2, 3, 1)
+    ),
+}
+
+
+def layer_scales(network: nn.Module, layer_decay: float) -> dict[str, float]:
+    return {
+        name: group["lr_scale"] for group in parameter_groups(network, layer_decay) for name in names(network, group)
+    }
+
+
+def layers_above_in_nano(name: str) -> int:
+    """Count by hand: patch embedding, nine blocks in stages of 2, 2, 3 and 2, and the head."""
+    if name.startswith("head."):
+        return 0
+    if name.startswith("backbone.stages.0.patch_embed"):
+        return 10
+    _, _, stage, part, block, *_ = name.split(".")
+    return [9, 7, 5, 2][int(stage)] - (int(block) if part == "blocks" else 0)
+
+
+def layers_above_in_resnet(name: str) -> int:
+    """Count by hand: stem, four stages of one block, and the last layer."""
+    if name.startswith("fc."):
+        return 0
+    return 5 - int(name.split(".")[0].removeprefix("layer")) if name.startswith("layer") else 5
+
+
+@pytest.mark.parametrize(
+    ("network", "layers_above"), [("nano", layers_above_in_nano), ("resnet", layers_above_in_resnet)]
+)
+def test_learning_rates_fall_from_layer_to_layer(network: str, layers_above: Callable[[str], int]) -> None:
+    built = NETWORKS[network]()
+    expected = {name: pytest.approx(0.7 ** layers_above(name)) for name, _ in built.named_parameters()}
+    assert layer_scales(built, 0.7) == expected
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_layers_are_those_of_timm(network: str) -> None:
+    built = NETWORKS[network]()
+    listed = built.no_weight_decay() if hasattr(built, "no_weight_decay") else ()
+    theirs = timm.optim.param_groups_layer_decay(built, 0.05, listed, layer_decay=0.6)
+    expected = {(group["lr_scale"], group["weight_decay"]): names(built, group) for group in theirs}
+    ours = parameter_groups(built, 0.6)
+    assert len(ours) == len(expected)
+    assert {(group["lr_scale"], group.get("weight_decay", 0.05)): names(built, group) for group in ours} == expected
+    assert all(set(group) <= {"params", "lr_scale", "weight_decay"} for group in ours)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_layers_leave_weight_decay_alone_and_take_each_parameter_once(network: str) -> None:
+    built = NETWORKS[network]()
+    whole, parts = parameter_groups(built), parameter_groups(built, 0.9)
+    members = [id(parameter) for group in parts for parameter in group["params"]]
+    assert sorted(members) == sorted(id(parameter) for parameter in built.parameters())
+    for group, is_exempt in zip(whole, (False, True), strict=True):
+        split = [names(built, part) for part in parts if ("weight_decay" in part) == is_exempt]
+        assert set().union(*split) == names(built, group)
+    assert {part["weight_decay"] for part in parts if "weight_decay" in part} == {0.0}
+
+
+def test_frozen_layers_are_in_no_group_and_count_nevertheless() -> None:
+    network = NETWORKS["nano"]()
+    before = layer_scales(network, 0.8)
+    network.backbone.stages[1].requires_grad_(False)
+    network.head.requires_grad_(False)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert 0 < len(trained) < len(before)
+    assert layer_scales(network, 0.8) == {name: before[name] for name in trained}
+
+
+def test_without_layer_decay_a_network_need_not_know_its_layers() -> None:
+    assert len(parameter_groups(nn.Linear(2, 2), 1.0)) == 2
+    with pytest.raises(ValueError, match=r"Linear does not say which layers it has .* leave layer_decay at 1"):
+        parameter_groups(nn.Linear(2, 2), 0.9)
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.01, math.nan])
+def test_a_layer_decay_out_of_range_is_named(layer_decay: float) -> None:
+    with pytest.raises(ValueError, match=f"layer_decay must be above 0 and at most 1, .* got {layer_decay}"):
+        parameter_groups(NETWORKS["nano"](), layer_decay)
+
+
 @pytest.mark.parametrize(
     ("total", "steps_per_epoch", "warmup_epochs", "warmup"),
     [
@@ -128,6 +219,56 @@ def test_every_step_has_the_learning_rate_of_the_formula(
     for step, actual in enumerate(rates):
         expected = [formula(step, base, total, warmup, 2e-6, 3e-5) for base in bases]
         assert actual == pytest.approx(expected, rel=1e-9, abs=1e-15), step
+
+
+def optimizer_with_scales(rate: float, *scales: float) -> Optimizer:
+    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate * by, "lr_scale": by} for by in scales])
+
+
+def test_a_layer_s_rate_is_a_multiple_of_the_last_one_s_at_every_step() -> None:
+    scales = (0.25, 0.01, 1.0)
+    optimizer = optimizer_with_scales(1e-3, *scales)
+    schedule = WarmupCosineSchedule(optimizer, 30, 4, 1.3, warmup_lr=2e-6, min_lr=3e-5)
+    for step, actual in enumerate(course(optimizer, schedule, 40)):
+        whole = formula(step, 1e-3, 30, 5, 2e-6, 3e-5)
+        assert actual == pytest.approx([scale * whole for scale in scales], rel=1e-9), step
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1e-3, []), (5e-6, ["5e-06"])])
+def test_only_the_rate_of_the_last_layer_is_too_low_for_the_course(
+    rate: float, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        WarmupCosineSchedule(optimizer_with_scales(rate, 1e-4, 1.0), 30, 4, min_lr=1e-5)
+    assert [record.args[0] for record in caplog.records] == [pytest.approx(float(text)) for text in said]
+
+
+@pytest.mark.parametrize("stop", [2, 17])
+def test_layers_go_on_at_their_rates_where_they_were_saved(stop: int, tmp_path: Path) -> None:
+    def build() -> tuple[Optimizer, WarmupCosineSchedule]:
+        optimizer = optimizer_with_scales(1e-3, 0.3, 1.0)
+        return optimizer, WarmupCosineSchedule(optimizer, 20, 2, 2.5)
+
+    whole = course(*build(), 30)
+    optimizer, schedule = build()
+    course(optimizer, schedule, stop)
+    torch.save([optimizer.state_dict(), schedule.state_dict()], tmp_path / "state")
+    optimizer, schedule = build()
+    states = torch.load(tmp_path / "state", weights_only=True)
+    optimizer.load_state_dict(states[0])
+    schedule.load_state_dict(states[1])
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.3, 1.0]
+    assert course(optimizer, schedule, 30 - stop) == whole[stop:]
+
+
+def test_a_resumed_schedule_keeps_its_own_multiples() -> None:
+    saved, own, resumed = (
+        WarmupCosineSchedule(optimizer_with_scales(1e-3, scale, 1.0), 20, 2) for scale in (0.5, 0.1, 0.1)
+    )
+    for schedule in (saved, own):
+        course(schedule.optimizer, schedule, 13)
+    resumed.load_state_dict(saved.state_dict())
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == own.get_last_lr()
 
 
 def test_the_paper_s_course_is_the_default() -> None:

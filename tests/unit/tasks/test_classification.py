@@ -253,6 +253,7 @@ def test_what_was_resolved_is_recorded_in_plain_values(make_trainer: MakeTrainer
     assert task.resolved == {
         "parameters": 56,
         "trainable_parameters": 56,
+        "frozen": [],
         "global_batch": 8,
         "base_batch_size": 16,
         "samples_per_epoch": 12,
