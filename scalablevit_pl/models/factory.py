@@ -42,7 +42,7 @@ def create_model(
 
     Args:
         name: One of `list_models()`.
-        num_classes: Number of logits.
+        num_classes: Number of logits; with 0 there is no last layer.
         head: `mlp` or `linear`; by default the size's own, `mlp` for s, b, l and `linear` for nano.
         drop_path_rate: Stochastic depth of the last block; by default the size's own.
         window_pad: `mask`: windows at the border attend to their real tokens only. `zero`: to zero tokens as well.
@@ -64,14 +64,22 @@ def create_model(
     return classifier
 
 
-def build_classifier(config: Mapping[str, Any]) -> ImageClassifier:
+def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False) -> ImageClassifier:
     """Build the classifier that `ImageClassifier.config` describes, randomly initialized.
+
+    Args:
+        config: Name, classes, head and all arguments of the backbone in plain values.
+        grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: If the values are not those of a classifier.
     """
     try:
         backbone = ScalableViT(**config["backbone"])
-        return ImageClassifier(backbone, config["num_classes"], config["head"], config["name"])
+        # Older descriptions know no pooling.
+        global_pool = config.get("global_pool", "avg")
+        classifier = ImageClassifier(backbone, config["num_classes"], config["head"], config["name"], global_pool)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is no description of a ScalableViT classifier: {error}") from error
+    classifier.set_grad_checkpointing(grad_checkpointing)
+    return classifier

@@ -1,8 +1,10 @@
 """The ScalableViT backbone and its published sizes (arXiv 2203.10790, table 1)."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention, WindowPad
@@ -112,28 +114,77 @@ class ScalableViT(nn.Module):
             self.stages.append(ScalableViTStage(patch_embed, dim, attentions, mlp_ratio, drop_rate, rates))
         self.apply(initialize_weights)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, num_stages: int = len(STRIDES)) -> list[Tensor]:
         """Compute four maps `(B, C_i, ceil(H / s_i), ceil(W / s_i))` from images `(B, in_channels, H, W)`.
+
+        Args:
+            image: The images.
+            num_stages: Compute the maps of so many stages only.
 
         Raises:
             ValueError: If the images have another rank or number of channels.
         """
-        if image.ndim != 4 or image.shape[1] != self.in_channels or 0 in image.shape[2:]:
-            raise ValueError(
-                f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(image.shape)}: "
-                "add the batch dimension, or build the network for as many channels as the images have"
-            )
-        maps = []
-        for stage in self.stages:
+        check_image(image, self.in_channels)
+        maps: list[Tensor] = []
+        for stage in list(self.stages)[:num_stages]:
             image = stage(image)
             maps.append(image)
         return maps
+
+    def truncate(self, num_stages: int) -> None:
+        """Drop all stages but the first ones; nothing describes such a network, so that `config` becomes empty."""
+        del self.stages[num_stages:]
+        self.channels, self.strides = self.channels[:num_stages], self.strides[:num_stages]
+        self.config = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load the backbone of a classifier in a folder or on the Hugging Face Hub, in eval mode.
+
+        Arguments and errors are those of `ImageClassifier.from_pretrained`.
+        """
+        from scalablevit_pl.hub import locate
+        from scalablevit_pl.model_folder import load_backbone
+
+        folder = locate(
+            pretrained_model_name_or_path,
+            revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cast("Self", load_backbone(folder, device, dtype))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass, which saves memory and costs time."""
         for stage in self.modules():
             if isinstance(stage, ScalableViTStage):
                 stage.grad_checkpointing = enable
+
+
+def check_image(image: Tensor, in_channels: int) -> None:
+    """Refuse what is no batch of images `(B, in_channels, H, W)`.
+
+    Raises:
+        ValueError: If the images have another rank or number of channels.
+    """
+    if image.ndim != 4 or image.shape[1] != in_channels or 0 in image.shape[2:]:
+        raise ValueError(
+            f"expected images of shape (B, {in_channels}, H, W), got {tuple(image.shape)}: "
+            "add the batch dimension, or build the network for as many channels as the images have"
+        )
 
 
 def scalablevit_nano(

@@ -1,5 +1,6 @@
 """Classifiers by name and by description: their sizes, weight names and heads."""
 
+import copy
 import inspect
 import json
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, build_classifier, create_model, list_models
 from scalablevit_pl.models.classifier import HeadName
-from scalablevit_pl.models.heads.classification import LinearHead, MlpHead
+from scalablevit_pl.models.heads.classification import GlobalPool, LinearHead, MlpHead
 
 NANO_KEYS = json.loads((Path(__file__).parent / "nano_keys.json").read_text())
 # No value is a default.
@@ -111,8 +112,8 @@ def test_sizes_have_their_own_head_unless_told(name: str, head: type[LinearHead]
 
 def test_the_description_holds_every_argument() -> None:
     assert BACKBONE.keys() == inspect.signature(ScalableViT).parameters.keys()
-    expected = {"name": "scalablevit_custom", "num_classes": 3, "head": "linear", "backbone": BACKBONE}
-    assert custom("linear").config == expected
+    expected = {"name": "scalablevit_custom", "num_classes": 3, "head": "linear", "global_pool": "avg"}
+    assert custom("linear").config == expected | {"backbone": BACKBONE}
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in BACKBONE.items()}
     assert ScalableViT(**tuples).config == BACKBONE
 
@@ -137,6 +138,39 @@ def test_named_models_are_rebuilt_from_their_description(name: str) -> None:
         rebuilt = build_classifier(json.loads(json.dumps(model.config)))
     assert rebuilt.config == model.config
     assert shapes(rebuilt) == shapes(model)
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize("global_pool", ["avg", ""])
+@pytest.mark.parametrize("made", ["new", "reset"])
+@torch.no_grad()
+def test_a_description_knows_the_last_layer_and_the_pooling(
+    head: HeadName, num_classes: int, global_pool: GlobalPool, made: str
+) -> None:
+    if made == "new":
+        model = ImageClassifier(ScalableViT(**BACKBONE), num_classes, head, global_pool=global_pool)
+    else:
+        model = custom(head)
+        model.reset_classifier(num_classes, global_pool)
+    rebuilt = build_classifier(json.loads(json.dumps(model.config)))
+    assert rebuilt.config == model.config
+    assert (rebuilt.num_classes, rebuilt.head.global_pool) == (num_classes, global_pool)
+    rebuilt.load_state_dict(model.state_dict())
+    image = torch.randn(2, 2, 64, 64)
+    assert torch.equal(rebuilt.eval()(image), model.eval()(image))
+
+
+def test_a_description_of_old_averages() -> None:
+    config = {name: value for name, value in custom().config.items() if name != "global_pool"}
+    assert build_classifier(config).config == custom().config
+
+
+def test_a_description_that_is_already_recorded_stays() -> None:
+    model = custom()
+    recorded, before = model.config, copy.deepcopy(model.config)
+    model.reset_classifier(9)
+    assert recorded == before != model.config
 
 
 def layer_norm(features: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -204,8 +238,7 @@ def test_a_name_unlike_any_is_answered_with_all(name: str) -> None:
     ("arguments", "named"),
     [
         ({"head": "conv"}, "head must be one of ['linear', 'mlp'], got 'conv'"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"num_classes": -3}, "got -3"),
+        ({"num_classes": -3}, "num_classes must be at least 0, got -3"),
         ({"window_pad": "reflect"}, "got 'reflect'"),
         ({"drop_path_rate": 1.0}, "got 1.0"),
     ],
@@ -234,7 +267,9 @@ def test_what_is_no_description_is_refused(config: Any) -> None:
         {"backbone": "scalablevit_s"},
         {"backbone": None},
         {"num_classes": "ten"},
-        {"num_classes": 0},
+        {"num_classes": -1},
+        {"global_pool": "max"},
+        {"global_pool": None},
         {"head": ["mlp"]},
         {"head": "os.system"},
     ],
@@ -250,6 +285,259 @@ def test_a_description_of_another_backbone_is_refused(values: dict[str, Any]) ->
     config = custom().config
     with pytest.raises(ValueError, match="no description of a ScalableViT classifier"):
         build_classifier(config | {"backbone": config["backbone"] | values})
+
+
+def maps_of(model: ImageClassifier, image: Tensor) -> list[Tensor]:
+    """What the stages put out, seen from outside."""
+    seen: list[Tensor] = []
+    handles = [stage.register_forward_hook(lambda *call: seen.append(call[-1])) for stage in model.backbone.stages]
+    model(image)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def assert_same(maps: Any, expected: list[Tensor]) -> None:
+    assert len(maps) == len(expected)
+    assert all(torch.equal(*pair) for pair in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@torch.no_grad()
+def test_features_and_head_make_the_forward_pass(head: HeadName) -> None:
+    model = custom(head).eval()
+    image = torch.randn(2, 2, 70, 45)
+    features = model.forward_features(image)
+    assert features.shape == (2, model.num_features, 3, 2)
+    assert torch.equal(features, maps_of(model, image)[-1])
+    assert torch.equal(model.forward_head(features), model(image))
+    hidden = model.forward_head(features, pre_logits=True)
+    assert hidden.shape == (2, model.head_hidden_size)
+    assert model.head_hidden_size == {"mlp": 4096, "linear": 16}[head]
+    torch.testing.assert_close(model.get_classifier()(hidden), model(image))
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@torch.no_grad()
+def test_without_pooling_every_token_has_an_output(head: HeadName) -> None:
+    model = custom(head).eval()
+    image = torch.randn(2, 2, 70, 45)
+    features = model.forward_features(image)
+    model.head.global_pool = ""
+    output = model(image)
+    assert output.shape == (2, 3, 3, 2)
+    model.head.global_pool = "avg"
+    for row, column in ((0, 0), (2, 1)):
+        alone = model.forward_head(features[:, :, row : row + 1, column : column + 1])
+        torch.testing.assert_close(output[:, :, row, column], alone)
+
+
+@pytest.mark.parametrize(
+    ("indices", "stages"),
+    [(None, [0, 1, 2, 3]), (1, [3]), (3, [1, 2, 3]), ([0, 2], [0, 2]), ((-1, 1), [1, 3]), ([-4], [0])],
+    ids=str,
+)
+@torch.no_grad()
+def test_intermediates_are_what_the_stages_put_out(indices: Any, stages: list[int]) -> None:
+    model = custom().eval()
+    image = torch.randn(1, 2, 70, 45)
+    maps = maps_of(model, image)
+    expected = [maps[stage] for stage in stages]
+    assert_same(model.forward_intermediates(image, indices, intermediates_only=True), expected)
+    features, intermediates = model.forward_intermediates(image, indices)
+    assert_same([features, *intermediates], [maps[-1], *expected])
+    features, intermediates = model.forward_intermediates(image, indices, stop_early=True)
+    assert_same([features, *intermediates], [maps[max(stages)], *expected])
+
+
+@torch.no_grad()
+def test_stopping_early_computes_no_further_stage() -> None:
+    model = custom().eval()
+    model.backbone.stages[2] = model.backbone.stages[3] = None
+    image = torch.randn(1, 2, 64, 64)
+    assert len(model.forward_intermediates(image, [0, 1], stop_early=True, intermediates_only=True)) == 2
+    with pytest.raises(TypeError):
+        model.forward_intermediates(image, [0, 1], intermediates_only=True)
+
+
+@torch.no_grad()
+def test_the_norm_is_for_the_last_map_alone() -> None:
+    model = custom().eval()
+    torch.nn.init.normal_(model.head.norm.weight)
+    image = torch.randn(1, 2, 70, 45)
+    maps = maps_of(model, image)
+    features, intermediates = model.forward_intermediates(image, norm=True)
+    assert_same([features, *intermediates[:3]], [maps[-1], *maps[:3]])
+    normalized = layer_norm(maps[-1].movedim(1, -1), model.head.norm).movedim(-1, 1)
+    torch.testing.assert_close(intermediates[-1], normalized, rtol=1e-4, atol=1e-5)
+    assert_same(model.forward_intermediates(image, [0, 1], norm=True, intermediates_only=True), maps[:2])
+
+
+@pytest.mark.parametrize("indices", [0, 5, -1, [4], [-5], [0, 9], []], ids=str)
+def test_stages_that_are_not_there_are_refused(indices: Any) -> None:
+    model = custom()
+    with pytest.raises(ValueError, match=re.escape(f"indices must choose among 4 stages, got {indices}")):
+        model.forward_intermediates(torch.zeros(1, 2, 64, 64), indices)
+    with pytest.raises(ValueError, match="indices must choose"):
+        model.prune_intermediate_layers(indices)
+    assert len(model.backbone.stages) == 4
+
+
+def test_maps_come_channels_first_only() -> None:
+    with pytest.raises(ValueError, match="output_fmt must be 'NCHW', got 'NHWC'"):
+        custom().forward_intermediates(torch.zeros(1, 2, 64, 64), output_fmt="NHWC")
+
+
+@pytest.mark.parametrize("last", range(4))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pruned_network_has_what_its_maps_need_and_no_more(last: int, training: bool) -> None:
+    model = custom().eval()
+    image = torch.randn(1, 2, 70, 45)
+    with torch.no_grad():
+        expected = maps_of(model, image)[: last + 1]
+    assert model.prune_intermediate_layers([0, last], prune_norm=True) == [0, last]
+    assert_same(model.backbone(image), expected)
+    assert torch.equal(model(image), expected[-1])  # neither norm nor pooling is left
+    assert not model.training
+    assert not any(module.training for module in model.modules())
+    assert model.num_features == model.head_hidden_size == BACKBONE["embed_dims"][last]
+    assert (model.num_classes, list(model.head.parameters())) == (0, [])
+    assert len(model.backbone.channels) == len(model.backbone.strides) == last + 1
+    model.train(training)
+    model(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_pruning_leaves_what_it_is_told_to() -> None:
+    image = torch.randn(1, 2, 64, 64)
+    model = custom().eval()
+    torch.nn.init.normal_(model.head.norm.weight)
+    logits, config = model(image), model.config
+    assert model.prune_intermediate_layers(prune_head=False) == [3]
+    assert torch.equal(model(image), logits)
+    assert model.config == config
+    normalized = model.forward_intermediates(image, norm=True, intermediates_only=True)[-1]
+    model.prune_intermediate_layers()
+    assert torch.equal(model(image), normalized)  # the norm is all that is left of the head
+    model = custom().eval()
+    model.prune_intermediate_layers([0, 1], prune_head=False)
+    assert torch.equal(model(image), model.forward_features(image))  # a head without its stage
+
+
+def test_a_pruned_network_takes_a_new_last_layer() -> None:
+    model = custom()
+    model.prune_intermediate_layers([1])
+    model.reset_classifier(7, "avg")
+    features = model.forward_features(torch.randn(2, 2, 64, 64))
+    expected = features.mean((2, 3)) @ model.head.fc.weight.T + model.head.fc.bias
+    torch.testing.assert_close(model.forward_head(features), expected)
+    assert expected.shape == (2, 7)
+
+
+@pytest.mark.parametrize("options", [{"indices": [2]}, {"indices": 1}, {"prune_head": False, "prune_norm": True}])
+def test_nothing_describes_a_pruned_network(options: dict[str, Any]) -> None:
+    model = custom()
+    model.prune_intermediate_layers(**options)
+    with pytest.raises(ValueError, match="no description"):
+        build_classifier(model.config)
+    model.reset_classifier(3, "avg")
+    with pytest.raises(ValueError, match="no description"):
+        build_classifier(model.config)
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@torch.no_grad()
+def test_a_reset_gives_a_new_last_layer_and_leaves_the_rest(head: HeadName) -> None:
+    model = custom(head).eval()
+    image = torch.randn(2, 2, 64, 64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hidden = model.forward_head(model.forward_features(image), pre_logits=True)
+    model.reset_classifier(500)
+    assert model.num_classes == 500
+    assert model(image).shape == (2, 500)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("head.fc."))
+    weight, bias = model.get_classifier().parameters()
+    assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not bias.any()
+    model.reset_classifier(0)
+    assert torch.equal(model(image), hidden)
+    assert model.num_classes == len(list(model.get_classifier().parameters())) == 0
+    assert custom(head, 0).state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_reset_keeps_the_pooling_unless_told() -> None:
+    model = custom()
+    for given, expected in ((None, "avg"), ("", ""), (None, ""), ("avg", "avg")):
+        model.reset_classifier(2, given)
+        assert model.head.global_pool == model.config["global_pool"] == expected
+
+
+def test_a_refused_reset_changes_nothing() -> None:
+    model = custom()
+    fc, config = model.get_classifier(), model.config
+    for arguments, named in (((-1,), "must be at least 0, got -1"), ((5, "max"), "global_pool must be .* got 'max'")):
+        with pytest.raises(ValueError, match=named):
+            model.reset_classifier(*arguments)
+    assert model.get_classifier() is fc
+    assert (model.num_classes, model.config) == (3, config)
+
+
+def test_a_new_last_layer_is_where_the_old_weights_are() -> None:
+    model = custom().to("meta", torch.float64).eval()
+    for num_classes in (4, 0, 5):
+        model.reset_classifier(num_classes)
+    model.backbone.float()
+    assert {(p.device.type, p.dtype) for p in model.get_classifier().parameters()} == {("meta", torch.float64)}
+    model.reset_classifier(6)
+    assert model.get_classifier().weight.dtype == torch.float64  # as the layer before it, not as the backbone
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_classifier_says_what_its_maps_are() -> None:
+    model = custom()
+    assert [info["num_chs"] for info in model.feature_info] == BACKBONE["embed_dims"]
+    image = torch.zeros(1, 2, 64, 96)
+    for info, features in zip(model.feature_info, maps_of(model, image), strict=True):
+        seen: list[Tensor] = []
+        model.get_submodule(info["module"]).register_forward_hook(lambda *call, seen=seen: seen.append(call[-1]))
+        model(image)
+        assert torch.equal(seen[0], features)
+        assert features.shape == (1, info["num_chs"], 64 // info["reduction"], 96 // info["reduction"])
+
+
+def test_what_goes_with_the_weights_is_said_in_one_place() -> None:
+    model = custom(num_classes=2)
+    cfg = model.pretrained_cfg
+    assert model.default_cfg is cfg
+    assert (cfg["input_size"], cfg["num_classes"], model.in_chans) == ((2, 224, 224), 2, 2)
+    assert f"{cfg['first_conv']}.weight" in model.state_dict()
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert custom().pretrained_cfg is not custom().pretrained_cfg
+
+
+def test_classes_have_names_while_there_is_one_for_each() -> None:
+    model = custom(num_classes=2)
+    assert model.class_names is None
+    model.pretrained_cfg["label_names"] = ("cat", "dog")
+    assert model.class_names == ["cat", "dog"]
+    for num_classes, expected in ((3, None), (2, ["cat", "dog"]), (0, None)):
+        model.reset_classifier(num_classes)
+        assert model.class_names == expected
+    model.pretrained_cfg["label_names"] = []
+    assert model.class_names is None
+
+
+def test_parameters_are_sorted_by_depth() -> None:
+    names = [name for name, _ in custom().named_parameters()]
+    fine, coarse = (custom().group_matcher(coarse=coarse) for coarse in (False, True))
+    assert re.match(fine["stem"], "backbone.stages.0.patch_embed.norm.bias")
+    for matcher in (fine, coarse):
+        blocks = matcher["blocks"]
+        patterns = [matcher["stem"], matcher["head"], *([blocks] if isinstance(blocks, str) else dict(blocks))]
+        assert [name for name in names if not any(re.match(pattern, name) for pattern in patterns)] == []
 
 
 def test_networks_need_nothing_but_torch() -> None:
