@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model, list_models
     from scalablevit_pl.tasks import ClassificationTask
 
+    from_pretrained = ImageClassifier.from_pretrained
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "ScalableViT",
     "__version__",
     "create_model",
+    "from_pretrained",
     "list_models",
 ]
 
@@ -32,6 +35,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "from_pretrained":
+        return __getattr__("ImageClassifier").from_pretrained
     if name in _HOMES:
         return getattr(importlib.import_module(f"scalablevit_pl.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -20,6 +21,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".t
 
 # Pillow's names of what has these suffixes; others, such as PostScript, start programs to decode.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Far beyond any network's images: a resize to more would only use up the memory.
+LARGEST_SIDE = 16384
 
 
 class UnreadableImageError(ValueError):
@@ -97,10 +100,14 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if not isinstance(self.input_size, int) or self.input_size < 1:
+        if type(self.input_size) is not int or self.input_size < 1:
             raise ValueError(f"input_size must be a whole number of pixels, at least 1, got {self.input_size}")
         if not 0.0 < self.crop_pct <= 1.0:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if self.input_size > LARGEST_SIDE * self.crop_pct:
+            raise ValueError(
+                f"input_size / crop_pct must be at most {LARGEST_SIDE} pixels, got {self.input_size} / {self.crop_pct}"
+            )
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
@@ -148,3 +155,36 @@ class Preprocessing:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except TypeError as error:
             raise ValueError(f"this is no record of a preprocessing: {error}") from error
+
+
+def read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that the entries of a timm network's `pretrained_cfg` describe.
+
+    Raises:
+        ValueError: If there is none of ours that does the same.
+    """
+    sides, mode = tuple(cfg["input_size"])[1:], cfg.get("crop_mode") or "center"
+    if len(sides) != 2 or sides[0] != sides[1] or mode != "center":
+        raise ValueError(f"images of {sides} pixels by a crop {mode!r}: only square crops of the centre are known")
+    return Preprocessing(sides[0], cfg["crop_pct"], cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def open_image(source: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """Return an RGB image from a file, encoded bytes, an opened image or an array of bytes `(H, W)` or `(H, W, 3)`.
+
+    Raises:
+        ValueError: If it is none of these, or cannot be read.
+    """
+    if isinstance(source, str | Path | bytes | Image.Image):
+        return decode_image(source)
+    grey_or_rgb = isinstance(source, np.ndarray) and (
+        source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
+    )
+    if not grey_or_rgb or source.dtype != np.uint8 or 0 in source.shape:
+        what = (
+            f"an array {source.shape} of {source.dtype}"
+            if isinstance(source, np.ndarray)
+            else repr(type(source).__name__)
+        )
+        raise ValueError(f"{what} is no image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8")
+    return decode_image(Image.fromarray(source))

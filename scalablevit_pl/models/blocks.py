@@ -14,6 +14,8 @@ def initialize_weights(module: nn.Module) -> None:
     Linear: truncated normal with std 0.02. Convolution: normal with std sqrt(2 / fan_out), where fan_out is kernel area
     times output channels per group. Norms: 1. Biases: 0.
     """
+    if getattr(getattr(module, "weight", None), "is_meta", False):
+        return  # nothing to fill, and torch would import a thousand modules to find that out
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):

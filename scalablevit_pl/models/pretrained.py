@@ -124,7 +124,7 @@ class PretrainedClassifier(nn.Module):
         from scalablevit_pl.hub import push, repository_url
 
         with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / repo_id.rpartition("/")[2]
+            folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")
             self.save_pretrained(folder, license=license)
             pushed = push(
                 folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message

@@ -11,7 +11,14 @@ from PIL import Image, ImageFile
 from timm.data import create_transform
 from torchvision import transforms
 
-from scalablevit_pl.preprocessing import Interpolation, Preprocessing, UnreadableImageError, decode_image
+from scalablevit_pl.preprocessing import (
+    Interpolation,
+    Preprocessing,
+    UnreadableImageError,
+    decode_image,
+    open_image,
+    read_preprocessing,
+)
 
 PIXELS = np.random.RandomState(0)
 MODES = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
@@ -285,3 +292,70 @@ def test_formats_that_start_programs_are_no_images() -> None:
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     with pytest.raises(UnreadableImageError, match="row 1: it is no image of a known format"):
         decode_image(content, "row 1")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"input_size": 10**9},
+        {"input_size": 16385, "crop_pct": 1.0},
+        {"input_size": 10**400},
+        {"crop_pct": 1e-9},
+        {"crop_pct": 1e-320},
+        {"input_size": True},
+    ],
+    ids=lambda values: str(values)[:40],
+)
+def test_sizes_beyond_any_image_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="input_size"):
+        Preprocessing(**values)
+    assert Preprocessing(16384, 1.0).input_size == 16384
+
+
+@pytest.mark.parametrize("size", [(3,), (3, 64), (3, 64, 48), (3, 64, 64, 64), ()])
+def test_a_description_has_one_square_size(size: tuple[int, ...]) -> None:
+    cfg = {"crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.1, 0.2, 0.3), "std": [1, 1, 1]}
+    assert read_preprocessing(cfg | {"input_size": [3, 64, 64]}).input_size == 64
+    with pytest.raises(ValueError, match="only square crops of the centre are known"):
+        read_preprocessing(cfg | {"input_size": size})
+
+
+@pytest.mark.parametrize("crop_mode", [None, "", "center"])
+def test_a_crop_of_the_centre_is_known(crop_mode: str | None) -> None:
+    cfg = PREPROCESSING_CFG | {"crop_mode": crop_mode}
+    expected = Preprocessing(64, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert read_preprocessing(cfg) == expected
+    for other in ("squash", "border", ["center"]):
+        with pytest.raises(ValueError, match="only square crops"):
+            read_preprocessing(cfg | {"crop_mode": other})
+
+
+PREPROCESSING_CFG = {
+    "input_size": (3, 64, 64),
+    "crop_pct": 0.9,
+    "interpolation": "bicubic",
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.4, 0.5, 0.6],
+}
+
+
+def test_an_image_is_opened_whatever_it_comes_as(tmp_path: Path) -> None:
+    image = noise(7, 5)
+    image.save(tmp_path / "x.png")
+    pixels = np.asarray(image)
+    for source in (tmp_path / "x.png", str(tmp_path / "x.png"), encode(image), image, pixels, pixels[:, ::-1][:, ::-1]):
+        opened = open_image(source)
+        assert opened.mode == "RGB"
+        assert np.array_equal(np.asarray(opened), pixels)
+    grey = pixels[..., 0]
+    assert np.array_equal(np.asarray(open_image(grey)), np.stack([grey] * 3, axis=-1))
+    with_alpha = np.concatenate([pixels, pixels[..., :1]], axis=2)
+    assert np.array_equal(np.asarray(open_image(with_alpha)), pixels)
+
+
+@pytest.mark.parametrize(
+    "source", [np.zeros((2, 2, 3)), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8), [[1]], None], ids=str
+)
+def test_what_is_no_image_is_told_what_is(source: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no image: give a path, a PIL image, or an array \(H, W\)"):
+        open_image(source)

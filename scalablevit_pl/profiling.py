@@ -1,0 +1,51 @@
+"""What a network costs: parameters and multiply-adds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalablevit_pl.models import build_classifier
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs for one image.
+
+    Attributes:
+        parameters: Number of weights.
+        multiply_adds: Of convolutions and linear layers, as the paper counts them, without biases.
+        attention_multiply_adds: Of the products of query and key and of attention and value, which come on top.
+        input_size: Side of the image in pixels.
+    """
+
+    parameters: int
+    multiply_adds: int
+    attention_multiply_adds: int
+    input_size: int
+
+
+def measure_cost(config: Mapping[str, Any], input_size: int) -> NetworkCost:
+    """Count the parameters, and the multiply-adds for one image `(C, input_size, input_size)`.
+
+    Nothing is computed: the network is followed on torch's meta device.
+
+    Args:
+        config: What `ImageClassifier.config` says of a network.
+        input_size: Side of the image in pixels.
+    """
+    # Where nothing is computed, torch takes attention apart into the batched products that are told apart here.
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = build_classifier(config).eval()
+        network(torch.empty(1, config["backbone"]["in_channels"], input_size, input_size))
+    # torch counts a multiply-add as two operations.
+    counts = {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
+    return NetworkCost(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        multiply_adds=sum(counts.values()) - attention,
+        attention_multiply_adds=attention,
+        input_size=input_size,
+    )

@@ -1,0 +1,77 @@
+"""Parameters and multiply-adds of networks."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from golden.network import DATA, SIZES
+from torch import Tensor, nn
+
+from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
+from scalablevit_pl.profiling import measure_cost
+
+
+def config(name: str, **options: Any) -> dict[str, Any]:
+    with torch.device("meta"):
+        return create_model(name, **options).config
+
+
+@pytest.mark.parametrize(("size", "published"), [("small", 4.095), ("base", 8.567), ("large", 14.686)])
+def test_the_published_sizes_cost_what_the_release_says(size: str, published: float) -> None:
+    cost = measure_cost(config(SIZES[size]), 224)
+    assert cost.multiply_adds / 1e9 == pytest.approx(published, rel=1e-3)
+    assert cost.input_size == 224
+    shapes = json.loads((DATA / f"{size}_keys.json").read_text()).values()
+    assert cost.parameters == sum(map(math.prod, shapes))
+
+
+def counted_by_hooks(model: nn.Module, image: Tensor) -> int:
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = module.weight
+        if isinstance(module, nn.Linear):
+            counts.append(inputs[0].numel() // weight.shape[1] * weight.numel())
+        else:
+            counts.append(output.numel() * weight[0].numel())  # for each output one kernel
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(image)
+    return sum(counts)
+
+
+@pytest.mark.parametrize("size", [28, 64, 75, 224])
+@pytest.mark.parametrize(
+    "options", [{}, {"head": "mlp", "expand_value": True}, {"window_pad": "zero", "in_channels": 1}], ids=str
+)
+def test_hooks_on_the_layers_count_the_same(size: int, options: dict[str, Any]) -> None:
+    model = create_model("scalablevit_nano", num_classes=10, **options).eval()
+    expected = counted_by_hooks(model, torch.zeros(1, model.in_chans, size, size))
+    cost = measure_cost(model.config, size)
+    assert cost.multiply_adds == expected
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_attention_is_counted_apart() -> None:
+    # One stage of 7 × 7 tokens in one window, then stages that have one, one and one: heads do not change the number.
+    dims = (8, 8, 16, 16)
+    backbone = ScalableViT(dims, (1, 2, 2, 4), (1, 1, 1, 1))
+    cost = measure_cost(ImageClassifier(backbone, 3, "linear").config, 28)
+    tokens = (49, 16, 4, 1)
+    assert cost.attention_multiply_adds == sum(2 * n * n * dim for n, dim in zip(tokens, dims, strict=True))
+
+
+def test_nothing_is_computed_and_nothing_is_drawn() -> None:
+    state = torch.get_rng_state()
+    measure_cost(config("scalablevit_l"), 4096)  # would take terabytes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_describes_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="no description"):
+        measure_cost({"backbone": {}}, 224)
