@@ -15,6 +15,8 @@ from scalablevit_pl.preprocessing import Preprocessing
 
 RECORD_KEY = "scalablevit_pl"
 SCHEMA = 1
+AVERAGED = "ema_state_dict"
+COMPILED = "_orig_mod."  # what `torch.compile(module)` puts into the names
 TIMM_FACTORY = "timm.create_model"
 # Arguments of it that say where weights come from.
 TIMM_SOURCES = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
@@ -44,6 +46,8 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     Raises:
         ValueError: If a key is unknown or missing; it names them.
     """
+    if not all(isinstance(key, str) for key in state_dict):
+        raise ValueError("these are not the weights of a reference ScalableViT: not all names are text")
     names = {
         f"{theirs}.{kind}": f"{ours}.{kind}"
         for theirs, ours in _reference_layers(state_dict).items()
@@ -87,7 +91,7 @@ def _reference_layers(keys: Mapping[str, Tensor]) -> dict[str, str]:
             f"pos_block.{stage}.proj.0": f"backbone.stages.{stage}.peg.conv",
         }
         blocks = {int(key.split(".")[2]) for key in keys if _is_block_key(key, stage)}
-        for block in range(max(blocks, default=0) + 1):
+        for block in range(min(max(blocks, default=0) + 1, len(keys))):  # a hostile number would take for ever
             theirs, ours = f"stages.{stage}.{block}", f"backbone.stages.{stage}.blocks.{block}"
             attention: tuple[str, ...]
             if block % 2 == 0:
@@ -112,11 +116,13 @@ class TrainedClassifier:
         network: Images `(B, 3, H, W)` to logits `(B, K)`, in eval mode.
         class_names: Names of the K classes.
         preprocessing: What the images have to go through.
+        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`.
     """
 
     network: nn.Module
     class_names: list[str]
     preprocessing: Preprocessing
+    average: str = "none"
 
 
 def find_checkpoint(weights: str | Path, names: Sequence[str] = ("best", "last")) -> Path:
@@ -165,14 +171,23 @@ def _read(path: Path) -> Any:
         raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {_one_line(error)}") from error
 
 
-def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
+def load_trained_classifier(weights: str | Path, average: str | None = None) -> TrainedClassifier:
     """Rebuild the classifier of a run folder or checkpoint, and load its weights strictly.
 
+    Args:
+        weights: The run folder or the checkpoint.
+        average: `ema` takes the weights averaged over the training, `none` the raw ones; by default the averaged ones
+            if there are any.
+
     Raises:
-        ValueError: If there is no such checkpoint, or its network cannot be rebuilt.
+        ValueError: If there is no such checkpoint, it holds no such weights, or its network cannot be rebuilt.
     """
     path = find_checkpoint(weights)
     checkpoint = read_checkpoint(path)
+    average = average or ("ema" if AVERAGED in checkpoint else "none")
+    section = AVERAGED if average == "ema" else "state_dict"
+    if section not in checkpoint:
+        raise ValueError(f"{str(path)!r} holds no averaged weights: take the raw ones with --average none")
     record = checkpoint[RECORD_KEY]
     try:
         network = _build_network(record["network"])
@@ -180,7 +195,7 @@ def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
         if isinstance(record["class_names"], str) or not all(isinstance(name, str) for name in class_names):
             raise TypeError("class_names is no list of names")
         preprocessing = Preprocessing.from_dict(record["preprocessing"])
-        tensors = _network_weights(checkpoint["state_dict"])
+        tensors = _network_weights(checkpoint[section])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{str(path)!r} describes no network that can be rebuilt: {_one_line(error)}") from error
     try:
@@ -191,7 +206,7 @@ def load_trained_classifier(weights: str | Path) -> TrainedClassifier:
         ) from error
     if len(class_names) != network.num_classes:
         raise ValueError(f"{str(path)!r} names {len(class_names)} classes for a network with {network.num_classes}")
-    return TrainedClassifier(network.eval(), class_names, preprocessing)
+    return TrainedClassifier(network.eval(), class_names, preprocessing, average)
 
 
 def _one_line(error: Exception) -> str:
@@ -200,9 +215,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the network's weights out of a task's."""
+    """Take the network's weights out of a task's; `torch.compile` may have put a name of its own between theirs."""
     prefix = "network."
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix).replace(COMPILED, ""): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
 
 
 def describe_network(network: nn.Module, section: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -27,6 +28,11 @@ commands:
   validate   evaluate a run on its validation images
   test       evaluate a run on its test images, with tables and pictures
   predict    classify images
+  export     make a folder of a run's weights that can be used and shared
+  convert    make such a folder of a checkpoint of the authors' release
+  push       upload such a folder to the Hugging Face Hub
+  pull       download such a folder
+  info       show what is in such a folder, here or on the Hub
 
 options:
   --help     show this page; after a command, the page of that command
@@ -36,6 +42,7 @@ examples:
   scalablevit fit --config recipes/quickstart.yaml --run first
   scalablevit test --run first
   scalablevit predict --weights runs/first photo.jpg more_photos/ --out out.csv
+  scalablevit export runs/first first_model
 """
 
 FIT_HELP = """\
@@ -48,6 +55,8 @@ Train a network as a recipe says. Later files and options win over earlier ones.
   --run NAME                 folder runs/NAME for all that the run leaves
                              (default: the recipe's name, date and time)
   --resume last|best|FILE    go on from a checkpoint of the run
+  --weights RUN|FILE|FOLDER|OWNER/NAME[@REVISION]   start from trained weights
+                             (from other classes: with a new last layer)
   --seed_everything INT      seed of all random numbers
 
 data
@@ -69,6 +78,9 @@ network and optimization
   --model.optimizer.lr FLOAT            learning rate at base_batch_size
   --model.base_batch_size INT|null      global batch that the rate is meant for
   --model.label_smoothing FLOAT
+  --model.freeze backbone|features|LIST  what is not trained: modules by name,
+                                        or all features (a linear probe)
+  --model.layer_decay FLOAT             of the learning rate, layer by layer
 
 trainer (Lightning's, all of its options)
   --trainer.max_epochs INT
@@ -91,6 +103,7 @@ usage: scalablevit {command} --run RUN [OPTIONS]
                              config.yaml is used unless --config is given, and
                              the results are written into it
   --ckpt_path best|last|FILE weights (default: the run's best, or else its last)
+  --weights FOLDER|OWNER/NAME[@REVISION]    weights of a model instead
   --config FILE              a recipe instead of the run's own configuration
   --data.batch_size INT      samples of a batch on each process
   --data.num_workers INT     loader processes of each process
@@ -101,14 +114,15 @@ usage: scalablevit {command} --run RUN [OPTIONS]
 """
 
 PREDICT_HELP = """\
-usage: scalablevit predict --weights RUN|CHECKPOINT IMAGE|FOLDER ... [OPTIONS]
+usage: scalablevit predict --weights WEIGHTS IMAGE|FOLDER ... [OPTIONS]
        scalablevit predict --run RUN [OPTIONS]
 
 Classify image files, or the test images of a run's data set (into its
 predictions.csv). A row gives index, path, and the five most probable classes.
 
 image files
-  --weights PATH             a run folder (its best weights) or a checkpoint
+  --weights WEIGHTS          a run folder (its best weights), a checkpoint, a
+                             model's folder, or OWNER/NAME[@REVISION] on the Hub
   --out FILE                 the CSV to write (default: to the screen)
   --batch_size INT           images at a time (default: 32)
   --num_workers INT          loader processes (default: 2)
@@ -122,11 +136,77 @@ test images of a run
   --help-all       show every option of the second form
 """
 
+EXPORT_HELP = """\
+usage: scalablevit export RUN|CHECKPOINT FOLDER [OPTIONS]
+
+Make a folder of trained weights that can be used and shared: model.safetensors,
+config.json, and README.md, the model's card, with the run's recipe and results.
+
+  --average ema|none   averaged or raw weights (default: averaged if there are)
+  --license NAME       licence for the card, such as apache-2.0
+  --overwrite          replace a model that is in the folder
+  --traceback          show where an error came from
+"""
+
+CONVERT_HELP = """\
+usage: scalablevit convert REFERENCE.pth FOLDER --model NAME|CONFIG [OPTIONS]
+
+Make a model's folder of a checkpoint of the authors' release, without running
+any code that may be in it.
+
+  --model NAME|FILE    scalablevit_s, _b, _l, or a JSON file with arguments of
+                       ScalableViT: the numbers of heads are not in checkpoints
+  --overwrite          replace a model that is in the folder
+  --traceback          show where an error came from
+"""
+
+PUSH_HELP = """\
+usage: scalablevit push FOLDER OWNER/NAME [OPTIONS]
+
+Upload a model's folder to the Hugging Face Hub as one commit, after checking
+the folder, its card and licence, and the token. To repeat it is safe.
+
+  --private            make the repository private, if it has to be made
+  --revision BRANCH    branch to push to (default: main)
+  --license NAME       licence in the place of the card's, such as apache-2.0
+  --dry-run            check everything, show what would be done, do nothing
+  --traceback          show where an error came from
+"""
+
+PULL_HELP = """\
+usage: scalablevit pull OWNER/NAME FOLDER [OPTIONS]
+
+Download a model from the Hugging Face Hub: all files of one commit, each with
+its checksum compared. The folder appears when it is complete.
+
+  --revision REVISION  branch, tag or commit (default: the main branch)
+  --overwrite          replace a model that is in the folder
+  --traceback          show where an error came from
+"""
+
+INFO_HELP = """\
+usage: scalablevit info FOLDER|OWNER/NAME [OPTIONS]
+
+Show what is in a model's folder, here or on the Hugging Face Hub: the network,
+its cost, labels, metrics, commit and checksum. Weights are not downloaded.
+
+  --revision REVISION  branch, tag or commit (default: the main branch)
+  --traceback          show where an error came from
+"""
+
 PURPOSES = {
     "validate": "Evaluate a run on its validation images; writes val.json.",
     "test": "Evaluate a run on its test images; writes test.json, predictions.csv,\npredictions.png and confusion.png.",
 }
-COMMANDS = ("fit", "validate", "test", "predict")
+EXPERIMENTS = ("fit", "validate", "test", "predict")
+RELEASE_PAGES = {
+    "export": EXPORT_HELP,
+    "convert": CONVERT_HELP,
+    "push": PUSH_HELP,
+    "pull": PULL_HELP,
+    "info": INFO_HELP,
+}
+COMMANDS = (*EXPERIMENTS, *RELEASE_PAGES)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -180,6 +260,7 @@ def show_log() -> None:
         "Using `DistributedSampler` with the dataloaders",  # which for us counts no sample twice
         "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's
         "The '.*' does not have many workers",
+        r"Found \d+ module\(s\) in eval mode",  # frozen ones, as asked for
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -197,7 +278,7 @@ def fail(sentence: str) -> int:
 
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
-    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP}
+    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP, **RELEASE_PAGES}
     return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command])
 
 
@@ -208,6 +289,11 @@ def run(command: str, options: list[str]) -> int:
 
         predict_files(options)
         return 0
+    if command in RELEASE_PAGES:
+        from scalablevit_pl import release
+
+        release.COMMANDS[command](options)
+        return 0
     # Lightning starts the processes of further devices with sys.argv, so what is settled here has to stand there.
     sys.argv[1:] = [command, *settle(command, options)]
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -215,7 +301,7 @@ def run(command: str, options: list[str]) -> int:
     from scalablevit_pl.experiment import ExperimentCLI
 
     try:
-        ExperimentCLI()
+        ExperimentCLI(shlex.join(["scalablevit", command, *options]))
     except SIGTERMException:  # which would end with status 0, as if all were done
         fail("stopped by SIGTERM: go on with --resume last")
         return 128 + signal.SIGTERM
@@ -233,14 +319,20 @@ def settle(command: str, options: list[str]) -> list[str]:
     if any(option.partition("=")[0].endswith(".help") for option in options):
         return options  # shows the arguments of a class and does nothing else
     words = split_values(options)
+    if has(words, "--weights"):
+        words = settle_weights(words)
     named = value_of(words, "--run")
     run = named or run_of_checkpoint(value_of(words, "--ckpt_path"))
     if run is not None:
-        folder = run_folder(run) if command == "fit" else existing_run(run)
+        # What --weights names is evaluated without a run; the folder is for the results alone.
+        needs_none = command == "fit" or has(words, "--weights")
+        folder = run_folder(run) if needs_none else existing_run(run)
         if run != named or command != "fit":
             words += ["--run", str(Path.cwd() / folder) if os.sep not in str(folder) else str(folder)]
         if not has(words, "--config") and (folder / CONFIG).is_file():
-            words = ["--config", str(folder / CONFIG), *words]
+            # What a run started from is not what it is evaluated with.
+            own = ["--config", str(folder / CONFIG)] + (["--weights", "null"] if command != "fit" else [])
+            words = [*own, *words]
     else:
         words += ["--run", default_run(words)]
     if not any(word.startswith(("--config", "--data", "--model", "--print_config")) for word in words):
@@ -255,6 +347,22 @@ def settle(command: str, options: list[str]) -> list[str]:
     return words
 
 
+def settle_weights(words: list[str]) -> list[str]:
+    """Put the commit in the place of a repository's name, so that all processes of a run take the same one.
+
+    Raises:
+        ValueError: If a checkpoint is given, too, or there are no such weights.
+    """
+    if has(words, "--ckpt_path"):
+        raise ValueError("--weights starts anew and --resume or --ckpt_path goes on with a run: give one of them")
+    from scalablevit_pl.weights import pin_weights
+
+    position = len(words) - 1 - words[::-1].index("--weights")
+    if position + 1 < len(words) and words[position + 1] != "null":
+        words[position + 1] = pin_weights(words[position + 1])
+    return words
+
+
 def split_values(options: list[str]) -> list[str]:
     """Write `--option=value` as two words where we look at the value, and synonyms by one name."""
     names = {"-c": "--config", "--resume": "--ckpt_path"}
@@ -262,7 +370,7 @@ def split_values(options: list[str]) -> list[str]:
     for option in options:
         name, equals, value = option.partition("=")
         name = names.get(name, name)
-        looked_at = name in ("--config", "--run", "--ckpt_path")
+        looked_at = name in ("--config", "--run", "--ckpt_path", "--weights")
         words += [name, value] if equals and looked_at else [name] if looked_at else [option]
     return words
 

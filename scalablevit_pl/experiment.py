@@ -1,32 +1,42 @@
 """The experiment commands: Lightning's command line, with one folder per run and its records."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace, dict_to_namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.initialization import StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.callbacks.run_record import RunRecord
-from scalablevit_pl.checkpoint import RECORD_KEY, find_checkpoint, read_checkpoint
+from scalablevit_pl.checkpoint import RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
 from scalablevit_pl.explanation import explain_argument
-from scalablevit_pl.run_folder import check_resumable, claim_folder, run_folder
+from scalablevit_pl.models import ImageClassifier
+from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, run_folder
+from scalablevit_pl.weights import FROM_WEIGHTS, adopt_network, load_weights
 
 logger = logging.getLogger(__name__)
 
 
 class ExperimentCLI(LightningCLI):
-    """`fit`, `validate`, `test` and `predict`, each in a run folder; reads `sys.argv`."""
+    """`fit`, `validate`, `test` and `predict`, each in a run folder; reads `sys.argv`.
 
-    def __init__(self) -> None:
+    Args:
+        command_line: The command as it was typed, for the record.
+    """
+
+    def __init__(self, command_line: str = "") -> None:
+        self.command_line = command_line
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             pl.LightningModule,
@@ -54,8 +64,11 @@ class ExperimentCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the option that names the run folder."""
+        """Add the options that name the run folder and the weights to start from."""
         parser.add_argument("--run", type=str, help="Run folder: a name below runs/, or a path.")
+        parser.add_argument(
+            "--weights", type=str | None, help="Start from a run, a checkpoint, a model's folder or a Hub repository."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, then settle the run folder and the checkpoint before anything expensive is made.
@@ -71,14 +84,58 @@ class ExperimentCLI(LightningCLI):
         self.folder = run_folder(config.run)
         if config.ckpt_path in ("best", "last"):
             config.ckpt_path = self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt"
-        elif config.ckpt_path is None and command != "fit":
+        elif config.ckpt_path is None and config.weights is None and command != "fit":
             config.ckpt_path = self.folder
         self.stored: dict[str, Any] | None = None
+        self.step: int | None = None
+        self.trained: TrainedClassifier | None = None
         if config.ckpt_path is not None:
             names = ("last", "best") if command == "fit" else ("best", "last")
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, names))
-            self.stored = read_checkpoint(Path(config.ckpt_path))[RECORD_KEY]
+            checkpoint = read_checkpoint(Path(config.ckpt_path))
+            self.stored, self.step = checkpoint[RECORD_KEY], checkpoint.get("global_step")
             logger.info("weights from %s", config.ckpt_path)
+        elif config.weights is not None:
+            self.trained = load_weights(config.weights)
+            self._adopt(config, self.trained)
+        elif FROM_WEIGHTS in str(config.get("model.init_args.network.init_args.name")):
+            raise ValueError(
+                "this recipe starts from weights: say from which with --weights FOLDER or --weights OWNER/NAME"
+            )
+
+    def _adopt(self, config: Namespace, trained: TrainedClassifier) -> None:
+        """Let the configuration build the network of the weights and use the preprocessing they were trained with.
+
+        Raises:
+            ValueError: If the configuration asks for something else.
+        """
+        if not isinstance(trained.network, ImageClassifier):
+            kind = type(trained.network).__name__
+            raise ValueError(f"--weights starts ScalableViT classifiers, and {config.weights!r} holds a {kind}")
+        section = config.get("model.init_args.network")
+        section = section.as_dict() if isinstance(section, Namespace) else {}
+        adopted = adopt_network(section, trained.network.config)
+        # The description of the network stays a dictionary, as it is one argument of a function.
+        arguments = Namespace(**adopted["init_args"])  # type: ignore[no-untyped-call]
+        config["model.init_args.network"] = Namespace(  # type: ignore[no-untyped-call]
+            class_path=adopted["class_path"], init_args=arguments
+        )
+        stored = asdict(trained.preprocessing)
+        given = config.get("data.init_args.preprocessing")
+        if given is None:
+            config["data.init_args.preprocessing"] = dict_to_namespace(stored)
+            return
+        differing = differences(stored, asdict(Preprocessing(**given.as_dict())), "preprocessing")
+        # A network of this kind takes images of any size, so that a fit may choose another one.
+        sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
+        wrong = [line for line in differing if self.config.subcommand != "fit" or not line.startswith(sizes)]
+        if wrong:
+            raise ValueError(
+                f"the weights were trained on other images: {'; '.join(wrong)}: leave --data.preprocessing away, or "
+                "set it to their values"
+            )
+        for line in differing:
+            logger.info("%s, as this run says", line)
 
     def before_instantiate_classes(self) -> None:
         """Make the run folder with its configuration, unless it holds another run."""
@@ -120,15 +177,29 @@ class ExperimentCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        command, checkpoint = self.config.subcommand, self.config[self.config.subcommand].ckpt_path
-        ours: list[pl.Callback] = [LineEnd(), RunRecord(self.folder, self.record, self.stored)]
+        command, settings = self.config.subcommand, self.config[self.config.subcommand]
+        ours: list[pl.Callback] = [LineEnd()]
+        if self.trained is None:
+            ours.append(RunRecord(self.folder, self.record, self.stored, self.command_line))
+        else:
+            # An evaluation has to be on the classes that the weights know; a fit may be on others.
+            known = {
+                "class_names": self.trained.class_names,
+                "preprocessing": self.trained.preprocessing.to_dict(),
+            }
+            stored = None if command == "fit" else known
+            ours.append(RunRecord(self.folder, self.record, stored, self.command_line))
+            ours.append(StartFromWeights(self.trained, settings.weights))
+            self.trained = None  # what the callback lets go of shall be free
         if command == "fit":
             if config["enable_checkpointing"] is not False:
                 ours += checkpoints(self.folder / "checkpoints")
         elif command == "predict":
             ours.append(PredictionWriter(self.folder / "predictions.csv"))
         else:
-            ours.append(EvaluationReport(self.folder, checkpoint))
+            source = {"checkpoint": settings.ckpt_path, "global_step": self.step}
+            source = {"weights": settings.weights} if settings.ckpt_path is None else source
+            ours.append(EvaluationReport(self.folder, source | {"command": self.command_line}))
         return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 

@@ -2,26 +2,20 @@
 
 import argparse
 import contextlib
-import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Never
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from scalablevit_pl.arguments import OptionParser
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
-from scalablevit_pl.checkpoint import find_checkpoint, load_trained_classifier
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.data.source import images_below
 from scalablevit_pl.tasks import ClassificationTask
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Never:
-        raise ValueError(f"{message}: see scalablevit predict --help")
+from scalablevit_pl.weights import load_weights, pin_weights, weights_path
 
 
 def predict_files(options: list[str]) -> None:
@@ -32,9 +26,10 @@ def predict_files(options: list[str]) -> None:
     """
     arguments = _parse(options)
     paths = find_images(arguments.images)
+    weights = pin_weights(arguments.weights)
     if arguments.out is not None:
-        _check_out(arguments.out, [*paths, find_checkpoint(arguments.weights)])
-    trained = load_trained_classifier(arguments.weights)
+        _check_out(arguments.out, [*paths, weights_path(weights)])
+    trained = load_weights(weights)
     loader = DataLoader(
         ImageFiles(paths, trained.preprocessing),
         batch_size=arguments.batch_size,
@@ -81,20 +76,14 @@ def find_images(sources: Iterable[Path]) -> list[Path]:
 
 
 def _parse(options: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="scalablevit predict", add_help=False, allow_abbrev=False)
+    parser = OptionParser("predict")
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu"], default="auto")
-    known = [option for action in parser._actions for option in action.option_strings]
-    for option in options:
-        name = option.partition("=")[0]
-        if name.startswith("-") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown option {name}: did you mean {near}?")
-    arguments = parser.parse_intermixed_args(options)
+    arguments = parser.read(options)
     if arguments.batch_size < 1 or arguments.num_workers < 0:
         raise ValueError(
             f"need --batch_size ≥ 1 and --num_workers ≥ 0, got {arguments.batch_size} and {arguments.num_workers}"

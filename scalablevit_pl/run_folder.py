@@ -79,7 +79,7 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """
     changed = [
         line
-        for section in ("model", "data")
+        for section in ("model", "data", "weights")
         for line in differences(earlier.get(section), now.get(section), section)
         if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))
     ]

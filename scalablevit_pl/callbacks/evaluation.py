@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ class EvaluationReport(pl.Callback):
 
     Args:
         folder: The run folder.
-        checkpoint: Where the weights come from, for the record.
+        source: Where the weights come from and what the command was, for the record.
     """
 
-    def __init__(self, folder: Path, checkpoint: str | None) -> None:
+    def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.checkpoint = checkpoint
+        self.source = source
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with nothing counted."""
@@ -93,7 +94,7 @@ class EvaluationReport(pl.Callback):
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{part}/")
         }
         circumstances = {
-            "checkpoint": self.checkpoint,
+            **self.source,
             "dataset": datamodule.dataset,
             "revision": datamodule.revision,
             "split": datamodule.images[part].split,

@@ -23,11 +23,16 @@ class RunRecord(pl.Callback):
         folder: The run folder.
         config: The run's configuration in plain values.
         stored: The record of the checkpoint that the weights come from, if any; the data must agree with it.
+        command: The command as it was typed, for the record.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], stored: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], stored: dict[str, Any] | None = None, command: str = ""
+    ) -> None:
         self.folder = folder
         self.config = config
+        earlier = (stored or {}).get("command")
+        self.command = f"{earlier}\n{command}" if earlier else command
         self.stored = stored
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -74,7 +79,8 @@ class RunRecord(pl.Callback):
             return
         if self.stored is None:
             take_folder(self.folder)
-        save_json(resolved, self.folder / RESOLVED)
+        origin = {"command": self.command, "weights": self.config.get("weights")}
+        save_json(resolved | origin, self.folder / RESOLVED)
         logger.info(
             "%(parameters)s parameters, %(trainable_parameters)s of them trainable; global batch %(global_batch)s, "
             "learning rate %(lr).3g, %(total_steps)s steps of which %(warmup_steps)s warm-up, "
@@ -95,6 +101,7 @@ class RunRecord(pl.Callback):
             "class_names": list(datamodule.class_names),
             "preprocessing": datamodule.preprocessing.to_dict(),
             "config": self.config,
+            "command": self.command,
             "global_batch": pl_module.resolved["global_batch"],  # type: ignore[index]
         }
 

@@ -48,7 +48,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         val_seed: Seed of that cut.
         batch_size: Samples of a batch on each process.
         num_workers: Loader processes of each process.
-        preprocessing: Input size, crop and normalization: the evaluation transform.
+        preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
+            which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
 
     Attributes:
@@ -71,8 +72,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         val_seed: int = 0,
         batch_size: int = 128,
         num_workers: int = 4,
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen, so it can be shared
-        augmentation: Augmentation | None = Augmentation(),  # noqa: B008
+        preprocessing: Preprocessing | None = None,
+        augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -92,7 +93,7 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.val_seed = val_seed
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.preprocessing = preprocessing
+        self.preprocessing = preprocessing or Preprocessing()
         self.augmentation = augmentation
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}

@@ -167,6 +167,17 @@ def test_a_folder_without_checkpoint_and_a_missing_file_are_named(tmp_path: Path
             find_checkpoint(path)
 
 
+@pytest.mark.parametrize("key", ["stages.0.1000000000.norm1.weight", f"stages.3.{10**30}.norm1.weight"])
+def test_a_hostile_number_of_blocks_takes_no_time(key: str) -> None:
+    with pytest.raises(ValueError, match="these are not the weights of a reference ScalableViT"):
+        convert_reference_state_dict(reference("tiny_a") | {key: torch.ones(3)})
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="not all names are text"):
+        convert_reference_state_dict(reference("tiny_a") | {7: torch.ones(3)})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("url", ["https://example.org/best.ckpt", "hf://somebody/network", "file:///best.ckpt"])
 def test_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=f"'{url}' is a URL: download"):

@@ -71,8 +71,10 @@ def test_another_preprocessing_than_the_stored_one_is_refused(values: dict[str, 
 def test_checkpoints_carry_what_it_takes_to_use_the_network(tmp_path: Path) -> None:
     network, config = create_model("scalablevit_nano", 2), {"seed_everything": 0}
     checkpoint: dict[str, Any] = {"state_dict": {}}
-    RunRecord(tmp_path, config).on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
-    assert checkpoint["scalablevit_pl"] == STORED | {"schema": 1, "network": network.config, "config": config}
+    record = RunRecord(tmp_path, config, command="scalablevit fit")
+    record.on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
+    own = {"schema": 1, "network": network.config, "config": config, "command": "scalablevit fit"}
+    assert checkpoint["scalablevit_pl"] == STORED | own
 
 
 def test_a_network_without_a_description_is_recorded_by_its_section(tmp_path: Path) -> None:
@@ -91,7 +93,8 @@ def test_a_run_begins_with_what_was_resolved_and_goes_on_with_its_numbers(tmp_pa
     log = MetricsLog(tmp_path / "metrics.csv")
     trainer = make_trainer(is_global_zero=True, global_step=3, loggers=[log], fast_dev_run=0)
     RunRecord(tmp_path, {}).on_train_start(trainer, make_module())
-    assert json.loads((tmp_path / "resolved.json").read_text()) == RESOLVED
+    origin = {"command": "", "weights": None}
+    assert json.loads((tmp_path / "resolved.json").read_text()) == RESOLVED | origin
     assert list(log.rows) == [0, 1, 2]
 
 

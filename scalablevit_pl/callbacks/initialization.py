@@ -1,0 +1,60 @@
+"""Where a run's weights come from, if it does not begin with random ones."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+
+from scalablevit_pl.checkpoint import TrainedClassifier
+
+logger = logging.getLogger(__name__)
+
+
+class StartFromWeights(pl.Callback):
+    """Put trained weights into the network before the first step, strictly.
+
+    A fit on other classes keeps its new last layer, which is said; all else must fit.
+
+    Args:
+        trained: The trained classifier.
+        source: What to call it.
+    """
+
+    def __init__(self, trained: TrainedClassifier, source: str) -> None:
+        self.trained = trained
+        self.source = source
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Load the weights.
+
+        Raises:
+            ValueError: If they are not those of the network.
+        """
+        network: Any = pl_module.network
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        weights = self.trained.network.state_dict()
+        last_layer: set[str] = set()
+        if list(datamodule.class_names) != self.trained.class_names:
+            last_layer = {name for name in weights if name.startswith(f"{network.pretrained_cfg['classifier']}.")}
+        own = {name: tensor for name, tensor in network.state_dict().items() if name in last_layer}
+        try:
+            network.load_state_dict({name: tensor for name, tensor in weights.items() if name not in last_layer} | own)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {self.source!r} do not fit the network: {' '.join(str(error).split())[:300]}"
+            ) from error
+        if last_layer:
+            logger.info(
+                "of %s all but the last layer is used: %s, for %d classes (%s) and not %d (%s), is new and random",
+                self.source,
+                " and ".join(sorted(last_layer)),
+                len(datamodule.class_names),
+                _some(datamodule.class_names),
+                len(self.trained.class_names),
+                _some(self.trained.class_names),
+            )
+        del self.trained  # a second copy of the weights
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
