@@ -125,6 +125,21 @@ class TrainedClassifier:
     average: str = "none"
 
 
+def same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
+    """Tell whether two lists name the same classes in the same order.
+
+    Lists of many names, such as ImageNet's, spell a few differently from place to place: up to one in fifty may differ,
+    if it does not stand elsewhere. Classes whose names are not known are numbered, and can be any as many.
+    """
+    if len(known) != len(names):
+        return False
+    if list(known) == [str(index) for index in range(len(known))]:
+        return True
+    differing = [(one, other) for one, other in zip(known, names, strict=True) if one != other]
+    moved = any(one in names or other in known for one, other in differing)
+    return not moved and len(differing) <= len(known) // 50
+
+
 def find_checkpoint(weights: str | Path, names: Sequence[str] = ("best", "last")) -> Path:
     """Return the checkpoint that is meant: the file itself, or of a run folder the first that there is of some names.
 
@@ -140,6 +155,8 @@ def find_checkpoint(weights: str | Path, names: Sequence[str] = ("best", "last")
         if (path / "checkpoints" / f"{name}.ckpt").is_file():
             return path / "checkpoints" / f"{name}.ckpt"
     named = Path("runs") / path
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{str(path)!r} is a run that has no checkpoint yet: wait for the end of its first epoch")
     raise ValueError(
         f"{str(path)!r} is neither a checkpoint nor a run folder with checkpoints/best.ckpt or checkpoints/last.ckpt: "
         + (f"did you mean {str(named)!r}?" if named.is_dir() else "check the path")

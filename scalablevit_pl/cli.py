@@ -330,9 +330,7 @@ def settle(command: str, options: list[str]) -> list[str]:
         if run != named or command != "fit":
             words += ["--run", str(Path.cwd() / folder) if os.sep not in str(folder) else str(folder)]
         if not has(words, "--config") and (folder / CONFIG).is_file():
-            # What a run started from is not what it is evaluated with.
-            own = ["--config", str(folder / CONFIG)] + (["--weights", "null"] if command != "fit" else [])
-            words = [*own, *words]
+            words = ["--config", str(folder / CONFIG), *words]
     else:
         words += ["--run", default_run(words)]
     if not any(word.startswith(("--config", "--data", "--model", "--print_config")) for word in words):
@@ -341,6 +339,8 @@ def settle(command: str, options: list[str]) -> list[str]:
             if command == "fit"
             else "there is nothing to start from: give a run with --run"
         )
+    if command != "fit" and not has(words, "--weights"):
+        words += ["--weights", "null"]  # what a run started from, as its configuration says, is not what is evaluated
     for position, word in enumerate(words[:-1]):
         if word == "--config":
             words[position + 1] = str(find_config(words[position + 1]))
@@ -348,7 +348,7 @@ def settle(command: str, options: list[str]) -> list[str]:
 
 
 def settle_weights(words: list[str]) -> list[str]:
-    """Put the commit in the place of a repository's name, so that all processes of a run take the same one.
+    """Put the commit in the place of a repository's name, so that all processes that this one starts take the same one.
 
     Raises:
         ValueError: If a checkpoint is given, too, or there are no such weights.

@@ -1,6 +1,8 @@
 """The experiment commands: Lightning's command line, with one folder per run and its records."""
 
 import logging
+import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from scalablevit_pl.run_folder import check_resumable, claim_folder, differences
 from scalablevit_pl.weights import FROM_WEIGHTS, adopt_network, load_weights
 
 logger = logging.getLogger(__name__)
+
+PREPROCESSING = re.compile(r"--data\.(?:init_args\.)?preprocessing\.(\w+)")
+DEFAULTS = asdict(Preprocessing())
 
 
 class ExperimentCLI(LightningCLI):
@@ -98,7 +103,7 @@ class ExperimentCLI(LightningCLI):
         elif config.weights is not None:
             self.trained = load_weights(config.weights)
             self._adopt(config, self.trained)
-        elif FROM_WEIGHTS in str(config.get("model.init_args.network.init_args.name")):
+        elif config.get("model.init_args.network.init_args.name") == FROM_WEIGHTS:
             raise ValueError(
                 "this recipe starts from weights: say from which with --weights FOLDER or --weights OWNER/NAME"
             )
@@ -122,10 +127,12 @@ class ExperimentCLI(LightningCLI):
         )
         stored = asdict(trained.preprocessing)
         given = config.get("data.init_args.preprocessing")
-        if given is None:
-            config["data.init_args.preprocessing"] = dict_to_namespace(stored)
-            return
-        differing = differences(stored, asdict(Preprocessing(**given.as_dict())), "preprocessing")
+        given = stored if given is None else asdict(Preprocessing(**given.as_dict()))
+        named = {match[1] for word in sys.argv if (match := PREPROCESSING.match(word))}
+        if named:  # to what an option says the parser adds defaults, in the place of which stand the weights' values
+            given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else stored[key] for key in given}
+        config["data.init_args.preprocessing"] = dict_to_namespace(given)
+        differing = differences(stored, given, "preprocessing")
         # A network of this kind takes images of any size, so that a fit may choose another one.
         sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
         wrong = [line for line in differing if self.config.subcommand != "fit" or not line.startswith(sizes)]

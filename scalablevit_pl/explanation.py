@@ -48,8 +48,10 @@ def explain(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
         yield error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
 
 

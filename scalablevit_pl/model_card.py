@@ -135,7 +135,7 @@ def _usage(title: str) -> str:
     name = json.dumps(title, ensure_ascii=False)  # which is how Python spells it, too
     return (
         "## Use\n\n```python\nfrom scalablevit_pl import from_pretrained\n\n"
-        f"model = from_pretrained({name})  # this folder, or the repository that it was pushed to\n"
+        f"model = from_pretrained({name})  # this folder\n"
         'model.predict("photo.jpg")  # the most probable labels with their probabilities\n```'
     )
 

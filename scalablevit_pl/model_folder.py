@@ -53,7 +53,7 @@ def save_model(model: ImageClassifier, folder: str | Path, card: str | None, pic
     Args:
         model: The classifier; its weights keep their dtype.
         folder: Where to; made if need be.
-        card: The text of `README.md`; without one the file stays as it is.
+        card: The text of `README.md`; without one the file stays as it is, and with one it is kept as `README.md.old`.
         pictures: Files that the card shows.
 
     Raises:
@@ -62,12 +62,16 @@ def save_model(model: ImageClassifier, folder: str | Path, card: str | None, pic
     """
     folder = Path(folder)
     check_whole(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Parts that `torch.compile` has wrapped are saved under their plain names.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     check_finite(tensors, "the model")
     with folder_written_aside(folder) as aside:
         write_tensors(tensors, aside / WEIGHTS)
         save_json(describe_model(model), aside / CONFIG)
         if card is not None:
+            if (folder / CARD).is_file():
+                shutil.copyfile(folder / CARD, aside / f"{CARD}.old")
             (aside / CARD).write_text(card, encoding="utf-8")
         for picture in pictures:
             shutil.copyfile(picture, aside / picture.name)
@@ -158,13 +162,15 @@ def load_model(
     """
     model = _load(Path(folder), "", device, dtype)
     if num_classes is not None and num_classes != model.num_classes:
-        logger.warning(
-            "the last layer is new and random: it has %d outputs in place of the %d of %s",
-            num_classes,
-            model.num_classes,
-            folder,
-        )
+        before = model.num_classes
         model.reset_classifier(num_classes)
+        if num_classes:
+            logger.warning(
+                "the last layer is new and random: it has %d outputs instead of the %d of %s",
+                num_classes,
+                before,
+                folder,
+            )
     return model.eval()
 
 

@@ -186,5 +186,8 @@ def open_image(source: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> 
             if isinstance(source, np.ndarray)
             else repr(type(source).__name__)
         )
-        raise ValueError(f"{what} is no image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8")
+        raise ValueError(
+            f"{what} is no image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8 "
+            "(a tensor that is preprocessed already goes to the network itself)"
+        )
     return decode_image(Image.fromarray(source))

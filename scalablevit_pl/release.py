@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 import sys
 import textwrap
@@ -65,7 +66,7 @@ def export_run(options: list[str]) -> None:
     kind = {"ema": "averaged", "none": "raw"}[trained.average]
     provenance = _provenance(path, arguments.license, kind)
     card = write_card(trained.network, arguments.folder.resolve().name, provenance)
-    pictures = [path.resolve().parents[1] / provenance.curves] if provenance.curves else []
+    pictures = [path.resolve().parent.parent / provenance.curves] if provenance.curves else []
     save_model(trained.network, arguments.folder, card, pictures)
     sys.stdout.write(f"{arguments.folder}: {kind} weights of {path}\n")
 
@@ -74,15 +75,17 @@ def _provenance(path: Path, license: str | None, kind: str) -> Provenance:  # no
     """Gather what a checkpoint and its run folder tell about the training."""
     checkpoint = read_checkpoint(path)
     record = checkpoint[RECORD_KEY]
-    folder = path.resolve().parents[1]
+    folder = path.resolve().parent.parent
     in_run = (folder / RUN_CONFIG).is_file()
     config = {key: value for key, value in record["config"].items() if key != "run"}
     data = config.get("data", {}).get("init_args", {})
-    evaluations = [_evaluation(folder / name, path, checkpoint) for name in ("val.json", "test.json")] if in_run else []
+    # What a run's test measures are its raw weights.
+    reports = ("val.json", "test.json") if in_run and kind == "raw" else ()
+    evaluations = [_evaluation(folder / name, path, checkpoint) for name in reports]
     return Provenance(
         license=license,
         dataset=_public_name(str(data["dataset"])) if "dataset" in data else None,
-        command=record.get("command"),
+        command=_public_command(record.get("command")),
         settings=_settings(config, checkpoint, kind),
         config=_published(config),
         curves=CURVES if in_run and (folder / CURVES).is_file() else None,
@@ -95,12 +98,27 @@ def _published(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     published = {key: _published(value) for key, value in config.items() if value is not None}
-    return published | ({"dataset": _public_name(published["dataset"])} if "dataset" in published else {})
+    return {key: _public_name(value) if key in ("dataset", "weights") else value for key, value in published.items()}
+
+
+def _public_command(command: str | None) -> str | None:
+    """Leave out of a command where this machine keeps what it names."""
+    if not command:
+        return None
+    return "\n".join(
+        shlex.join(_public_path(word) for word in shlex.split(line)) for line in command.splitlines() if line
+    )
+
+
+def _public_path(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~", "../")) else word
 
 
 def _public_name(dataset: str) -> str:
-    """Name a data set without saying where it lies on this machine."""
-    return dataset if is_repository(dataset) and not Path(dataset).exists() else Path(dataset).name
+    """Name a data set or weights without saying where they lie on this machine."""
+    is_remote = is_repository(dataset.partition("@")[0]) and not Path(dataset).exists()
+    return dataset if is_remote else Path(dataset).name
 
 
 def _settings(config: dict[str, Any], checkpoint: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -110,7 +128,7 @@ def _settings(config: dict[str, Any], checkpoint: dict[str, Any], kind: str) -> 
     trainer, record = config.get("trainer", {}), checkpoint[RECORD_KEY]
     found = {
         "weights": kind,
-        "started from": config.get("weights"),
+        "started from": _public_name(config["weights"]) if config.get("weights") else None,
         "epochs, steps": f"{checkpoint.get('epoch', 0) + 1}, {checkpoint.get('global_step')}",
         "global batch": record.get("global_batch"),
         "optimizer": _described(optimizer),
@@ -149,7 +167,7 @@ def _evaluation(path: Path, weights: Path, checkpoint: dict[str, Any]) -> Evalua
         split=report["split"],
         samples=int(report[f"{part}/samples"]),
         metrics={name: report[f"{part}/{name}"] for name in ("top1", "top5", "loss")},
-        command=report.get("command") or "",
+        command=_public_command(report.get("command")) or "",
         revision=report.get("revision"),
     )
 
@@ -193,7 +211,7 @@ def push_folder(options: list[str]) -> None:
     parser.add_argument("--license")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.read(options)
-    chosen = {"revision": arguments.revision, "license": arguments.license}
+    chosen = {"private": arguments.private, "revision": arguments.revision, "license": arguments.license}
     if arguments.dry_run:
         plan = plan_push(arguments.folder, arguments.repository, **chosen)
         made = "" if plan.exists else f", a new {'private ' if arguments.private else ''}repository"
@@ -202,7 +220,7 @@ def push_folder(options: list[str]) -> None:
         lines += [f"  {name:<24} is left out" for name in plan.left_out]
         sys.stdout.write("\n".join(lines) + "\n")
         return
-    pushed = push(arguments.folder, arguments.repository, private=arguments.private, **chosen)
+    pushed = push(arguments.folder, arguments.repository, **chosen)
     sys.stdout.write(f"{repository_url(pushed.repository)}\ncommit {pushed.commit}\n")
 
 
@@ -229,10 +247,11 @@ def pull_repository(options: list[str]) -> None:
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a model, unless it shall be replaced."""
-    if is_model_folder(folder) and not overwrite:
+    """Refuse a folder that holds anything, unless it shall be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        holds = "a model" if is_model_folder(folder) else "files"
         raise ValueError(
-            f"{str(folder)!r} already holds a model: choose another folder, or replace it with --overwrite"
+            f"{str(folder)!r} already holds {holds}: choose another folder, or replace them with --overwrite"
         )
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():

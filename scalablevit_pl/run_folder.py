@@ -84,7 +84,10 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
         if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))
     ]
     if changed:
-        raise ValueError(f"the run cannot be resumed with other values: {'; '.join(changed)}")
+        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise ValueError(
+            f"the run cannot be resumed with other values: {shown}: leave them and --config away, the run has its own"
+        )
 
 
 def differences(earlier: Any, now: Any, key: str = "") -> list[str]:

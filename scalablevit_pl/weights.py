@@ -7,6 +7,7 @@ from typing import Any
 from scalablevit_pl.checkpoint import TrainedClassifier, find_checkpoint, load_trained_classifier
 from scalablevit_pl.hub import HubError, fetch, is_repository
 from scalablevit_pl.model_folder import is_model_folder, load_model
+from scalablevit_pl.run_folder import RUNS
 
 # What a recipe names its network when `--weights` decides which one it is.
 FROM_WEIGHTS = "from_weights"
@@ -37,7 +38,7 @@ def pin_weights(weights: str) -> str:
 
 
 def _is_remote(weights: str) -> bool:
-    return is_repository(weights.partition("@")[0])
+    return is_repository(weights.partition("@")[0]) and Path(weights).parts[0] != str(RUNS)
 
 
 def weights_path(weights: str | Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from scalablevit_pl.checkpoint import TrainedClassifier
+from scalablevit_pl.checkpoint import TrainedClassifier, same_classes
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ class StartFromWeights(pl.Callback):
         network: Any = pl_module.network
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         weights = self.trained.network.state_dict()
+        classifier: str = network.pretrained_cfg["classifier"]
         last_layer: set[str] = set()
-        if list(datamodule.class_names) != self.trained.class_names:
-            last_layer = {name for name in weights if name.startswith(f"{network.pretrained_cfg['classifier']}.")}
+        if not same_classes(self.trained.class_names, datamodule.class_names):
+            last_layer = {name for name in weights if name.startswith(f"{classifier}.")}
         own = {name: tensor for name, tensor in network.state_dict().items() if name in last_layer}
         try:
             network.load_state_dict({name: tensor for name, tensor in weights.items() if name not in last_layer} | own)
@@ -45,9 +46,9 @@ class StartFromWeights(pl.Callback):
             ) from error
         if last_layer:
             logger.info(
-                "of %s all but the last layer is used: %s, for %d classes (%s) and not %d (%s), is new and random",
+                "of %s all but the last layer is used: %s is new and random, for %d classes (%s) instead of %d (%s)",
                 self.source,
-                " and ".join(sorted(last_layer)),
+                classifier,
                 len(datamodule.class_names),
                 _some(datamodule.class_names),
                 len(self.trained.class_names),

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
-from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network
+from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network, same_classes
 from scalablevit_pl.plotting import draw_curves
 from scalablevit_pl.run_folder import RESOLVED, differences, take_folder
 from scalablevit_pl.storage import save_json
@@ -48,14 +48,18 @@ class RunRecord(pl.Callback):
         if classes != outputs:
             raise ValueError(
                 f"the data has {classes} classes but the network has num_classes={outputs}: set "
-                f"--model.network.num_classes={classes}, or --model.network.dict_kwargs.num_classes for a timm network"
+                f"--model.network.num_classes={classes}, for a timm network --model.network.dict_kwargs.num_classes, "
+                "for one that started from weights --model.network.config.num_classes"
             )
         if self.stored is not None:
             self._compare_with_stored(datamodule)
 
     def _compare_with_stored(self, datamodule: Any) -> None:
         current = {"class_names": datamodule.class_names, "preprocessing": datamodule.preprocessing.to_dict()}
-        changed = differences({key: self.stored[key] for key in current}, current) if self.stored else []
+        stored = {key: self.stored[key] for key in current} if self.stored else current
+        if same_classes(stored["class_names"], current["class_names"]):
+            current["class_names"] = stored["class_names"]
+        changed = differences(stored, current)
         if changed:
             raise ValueError(
                 f"the data is not what the weights were trained with: {'; '.join(changed[:3])}: use the same data and "

@@ -121,7 +121,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             labels = None if part == "predict" else label_indices(rows, label_column, self.class_names, split)
             transform = self._train_transform() if part == "train" else self.preprocessing
             self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root)
-            logger.info("%s: %d images of split %r", part, len(self.images[part]), split)
+            what = "images of" if indices is None else "images drawn by seed from"
+            logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
 
     def _locate(self, splits: datasets.DatasetDict, part: str) -> tuple[str, list[int] | None]:
         """Return the split and the rows (None: all) that make up the part `train`, `val`, `test` or `predict`."""

@@ -30,7 +30,7 @@ SILENCE = 15.0  # seconds without a byte from the server after which a request i
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What may go to the Hub and come from it: nothing that runs when it is opened.
-SHARED_SUFFIXES = frozenset({".safetensors", ".json", ".md", ".png", ".csv", ".yaml", ".txt"})
+SHARED_SUFFIXES = frozenset({".safetensors", ".json", ".md", ".png", ".csv", ".txt"})
 HOOKS = threading.Lock()
 
 

@@ -1,6 +1,7 @@
 """From a folder to a repository: everything is checked first, then one commit is made."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from scalablevit_pl.storage import written_aside
 
 logger = logging.getLogger(__name__)
 
+# The line of a card that `scalablevit_pl.model_card` writes for a folder.
+LOADING = re.compile(r'from_pretrained\("[^"]*"\)  # this folder')
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -56,6 +59,7 @@ def plan_push(
     folder: str | Path,
     repository: str,
     *,
+    private: bool | None = None,
     revision: str | None = None,
     token: Token = None,
     license: str | None = None,  # noqa: A002
@@ -68,6 +72,7 @@ def plan_push(
     Args:
         folder: A model's folder.
         repository: `owner/name`, or a name below the owner of the token.
+        private: Whether the repository has to be private.
         revision: Branch to push to; by default the main one.
         token: Access token; by default the one that `hf auth login` has stored.
         license: The licence under which the model is shared, in place of the one that the card states.
@@ -88,7 +93,9 @@ def plan_push(
         raise HubError(f"a push goes to a branch, and {revision!r} is a commit: give the name of a branch")
     with explained(repository):
         repository = _allowed_repository(repository, token)
-        exists = _exists(repository, token)
+        exists = _exists(repository, token, private)
+        card = LOADING.sub(f'from_pretrained("{repository}")', card)
+        patiently(lambda: ModelCard(card).validate())
     return PushPlan(
         repository,
         revision or constants.DEFAULT_REVISION,
@@ -117,7 +124,8 @@ def push(
         private: Whether a repository that is made is private; by default as the owner's settings say.
         revision: Branch to push to, made if need be; by default the main one.
         token: Access token; by default the one that `hf auth login` has stored.
-        license: The licence under which the model is shared; it is written into the folder's card.
+        license: The licence under which the model is shared; it is written into the folder's card, as is the
+            repository's name where the card says how to load the model.
         commit_message: Title of the commit.
 
     Returns:
@@ -128,7 +136,7 @@ def push(
         ValueError: If the folder holds no model that loads.
     """
     folder = Path(folder)
-    plan = plan_push(folder, repository, revision=revision, token=token, license=license)
+    plan = plan_push(folder, repository, private=private, revision=revision, token=token, license=license)
     if plan.card != (folder / CARD).read_text(encoding="utf-8"):
         with written_aside(folder / CARD) as aside:
             aside.write_text(plan.card, encoding="utf-8")
@@ -205,7 +213,8 @@ def _allowed_repository(repository: str, token: Token) -> str:
         raise HubError("a push needs a token that may write: log in with `hf auth login`, or set HF_TOKEN") from error
     owner, _, name = repository.rpartition("/")
     owner = owner or me["name"]
-    owners = [me["name"], *(organization["name"] for organization in me.get("orgs") or [])]
+    organizations = [one["name"] for one in me.get("orgs") or [] if one.get("roleInOrg") != "read"]
+    owners = [me["name"], *organizations]
     if owner not in owners:
         raise HubError(
             f"the token belongs to {me['name']!r}, who may not write to {owner!r}: push to {', '.join(owners)}"
@@ -215,9 +224,16 @@ def _allowed_repository(repository: str, token: Token) -> str:
     return f"{owner}/{name}"
 
 
-def _exists(repository: str, token: Token) -> bool:
+def _exists(repository: str, token: Token, private: bool | None) -> bool:
+    """Tell whether there is such a repository.
+
+    Raises:
+        HubError: If it is public and shall be private.
+    """
     try:
-        patiently(lambda: HfApi(token=token).model_info(repository))
+        info = patiently(lambda: HfApi(token=token).model_info(repository))
     except RepositoryNotFoundError:
         return False
+    if private and not info.private:
+        raise HubError(f"{repository!r} is there already, and public: make it private on the Hub, or push elsewhere")
     return True

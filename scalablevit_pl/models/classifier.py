@@ -46,7 +46,7 @@ class ImageClassifier(PretrainedClassifier):
     Attributes:
         config: Plain values from which `build_classifier` makes the same network. Nothing describes a pruned one.
         pretrained_cfg: What goes with the weights, in timm's names: preprocessing, and `label_names` where known.
-            `reset_classifier` leaves it alone; `default_cfg` is the same.
+            `reset_classifier` drops the labels alone; `default_cfg` is the same.
         feature_info: For each map its channels (`num_chs`), stride (`reduction`) and module (`module`).
         num_classes: Number of logits.
         in_chans: Channels of the images.
@@ -98,9 +98,18 @@ class ImageClassifier(PretrainedClassifier):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes: `label_names` of `pretrained_cfg`, or None where there is not one for each logit."""
+        """Names of the classes, or None where they are not known; they may be set, one for each logit.
+
+        They are `label_names` of `pretrained_cfg`.
+        """
         names = self.pretrained_cfg.get("label_names")
         return list(names) if names and len(names) == self.num_classes else None
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        if len(names) != self.num_classes:
+            raise ValueError(f"{len(names)} names for {self.num_classes} classes: give one for each")
+        self.pretrained_cfg["label_names"] = list(names)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits `(B, num_classes)` from images `(B, C, H, W)` of any size."""
@@ -187,7 +196,7 @@ class ImageClassifier(PretrainedClassifier):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Put a newly initialized last layer in, on the old weights' device and of their dtype.
+        """Put a newly initialized last layer in, on the old weights' device and of their dtype; labels are forgotten.
 
         Args:
             num_classes: Number of logits; with 0 there is no last layer.
@@ -200,6 +209,8 @@ class ImageClassifier(PretrainedClassifier):
         nearest = next(chain(self.head.fc.parameters(), self.head.parameters(), self.parameters()))
         self.head.reset(num_classes, global_pool, nearest)
         self.num_classes = num_classes
+        self.pretrained_cfg = {key: value for key, value in self.pretrained_cfg.items() if key != "label_names"}
+        self.default_cfg = self.pretrained_cfg
         # A new dictionary: the old one may already stand in a record.
         self.config = self.config | {"num_classes": num_classes, "global_pool": self.head.global_pool}
 

@@ -72,7 +72,9 @@ class PretrainedClassifier(nn.Module):
         return cast("Self", load_model(folder, num_classes, device, dtype))
 
     def save_pretrained(self, save_directory: str | Path, *, license: str | None = None) -> None:  # noqa: A002
-        """Write `model.safetensors`, `config.json` and, if there is none yet, the card `README.md` into a folder.
+        """Write `model.safetensors`, `config.json` and the card `README.md` into a folder.
+
+        A card that is there alone stays; that of another model, of which it speaks, is kept as `README.md.old`.
 
         Args:
             save_directory: The folder; made if need be. Files of the same names are replaced once all are written.
@@ -83,12 +85,13 @@ class PretrainedClassifier(nn.Module):
             OSError: If the folder cannot be written; what stood there stays.
         """
         from scalablevit_pl.model_card import Provenance, write_card
-        from scalablevit_pl.model_folder import CARD, check_whole, save_model
+        from scalablevit_pl.model_folder import CARD, WEIGHTS, check_whole, save_model
 
         check_whole(cast("Any", self))
         folder = Path(save_directory)
-        has_card = (folder / CARD).is_file()
-        card = None if has_card else write_card(cast("Any", self), folder.resolve().name, Provenance(license=license))
+        card: str | None = write_card(cast("Any", self), folder.resolve().name, Provenance(license=license))
+        if (folder / CARD).is_file() and not (folder / WEIGHTS).is_file():
+            card = None
         save_model(cast("Any", self), folder, card)
 
     def push_to_hub(
@@ -98,7 +101,7 @@ class PretrainedClassifier(nn.Module):
         commit_message: str = "Upload a model with scalablevit_pl",
         private: bool | None = None,
         token: str | bool | None = None,
-        revision: str | None = None,
+        branch: str | None = None,
         license: str | None = None,  # noqa: A002
     ) -> str:
         """Save the classifier into a folder of its own and push that to the Hub as one commit.
@@ -110,7 +113,7 @@ class PretrainedClassifier(nn.Module):
             commit_message: Title of the commit.
             private: Whether a repository that is made is private; by default as the owner's settings say.
             token: Access token; by default the one that `hf auth login` has stored.
-            revision: Branch to push to, made if need be; by default the main one.
+            branch: Branch to push to, made if need be; by default the main one.
             license: The licence under which the model is shared, such as `apache-2.0`; the card has to state one.
 
         Returns:
@@ -126,9 +129,7 @@ class PretrainedClassifier(nn.Module):
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")
             self.save_pretrained(folder, license=license)
-            pushed = push(
-                folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
-            )
+            pushed = push(folder, repo_id, private=private, revision=branch, token=token, commit_message=commit_message)
         return f"{repository_url(pushed.repository)}/commit/{pushed.commit}"
 
     @property

@@ -84,14 +84,38 @@ def test_a_probe_on_other_classes_moves_the_last_layer_alone(
         shutil.move(released / "elsewhere", released / "released")
 
 
-def test_finetuning_on_the_same_classes_keeps_the_last_layer_and_moves_everything(
+def test_a_run_from_weights_is_evaluated_and_not_what_it_started_from(
+    released: Path, scalablevit: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ("--weights", str(released / "released"), "--data.preprocessing.input_size=32", "--run", str(run))
+    done = scalablevit(*FINETUNE, *words, *QUICK, cwd=released)
+    assert done.returncode == 0, done.stderr
+    words = ("--config", str(run / "config.yaml"), "--run", str(run), "--trainer.limit_test_batches=1", *QUICK[4:])
+    done = scalablevit("test", *words, cwd=released)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((run / "test.json").read_text())
+    assert report["checkpoint"] == str(run / "checkpoints/best.ckpt")
+    assert report["preprocessing"]["input_size"] == 32
+    assert report["preprocessing"]["mean"] == [0.286, 0.286, 0.286]
+    done = scalablevit("export", str(run), str(tmp_path / "model"), cwd=released)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "model/README.md").read_text()
+    assert str(tmp_path) not in card
+    assert str(released) not in card
+    assert "--weights released" in card
+
+
+def test_finetuning_on_the_same_classes_in_two_processes_moves_everything_a_little(
     released: Path, scalablevit: Run, tmp_path: Path
 ) -> None:
     run = tmp_path / "finetune"
     sizes = ("--data.preprocessing.input_size=32", "--data.preprocessing.crop_pct=1.0")
     normal = ("--data.preprocessing.mean=[0.286,0.286,0.286]", "--data.preprocessing.std=[0.353,0.353,0.353]")
-    done = scalablevit(*FINETUNE, "--weights=released", "--run", str(run), *QUICK, *sizes, *normal, cwd=released)
+    two = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
+    done = scalablevit(*FINETUNE, "--weights=released", "--run", str(run), *QUICK, *sizes, *normal, *two, cwd=released)
     assert done.returncode == 0, done.stderr
+    assert json.loads((run / "resolved.json").read_text())["global_batch"] == 32
     assert "preprocessing.input_size was 28 and is 32, as this run says" in done.stderr
     assert "is new" not in done.stderr
     before, after = load_file(released / "released/model.safetensors"), load_trained_classifier(run)
@@ -99,6 +123,10 @@ def test_finetuning_on_the_same_classes_keeps_the_last_layer_and_moves_everythin
     for name, tensor in after.network.state_dict().items():
         assert not torch.equal(tensor, before[name]), name
         assert torch.allclose(tensor, before[name], atol=5e-3), name
+    done = scalablevit("export", str(run), str(tmp_path / "model"), cwd=released)
+    assert done.returncode == 0, done.stderr
+    exported = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in after.network.state_dict().items())
     groups = json.loads((run / "resolved.json").read_text())["parameter_groups"]
     assert min(group.get("lr_scale", 1.0) for group in groups) < 0.1 < max(g.get("lr_scale", 1.0) for g in groups)
 
@@ -153,6 +181,7 @@ def test_a_folder_is_tested_and_predicts_like_its_run(released: Path, scalablevi
         ),
         ((*PROBE, "--weights", "released", "--model.freeze", "neck"), "'neck'"),
         (("export", "runs/first", "released"), "already holds a model"),
+        (("export", "runs/first", "runs"), "already holds files"),
         (("export", "runs/first", "new", "--average", "ema"), "holds no averaged weights"),
         (("export", "runs/first", "runs/first/config.yaml/x"), "is a file: choose another folder"),
         (("info", "runs/first"), "has no config.json"),

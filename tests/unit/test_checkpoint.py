@@ -21,6 +21,7 @@ from scalablevit_pl.checkpoint import (
     load_trained_classifier,
     read_checkpoint,
     read_reference_checkpoint,
+    same_classes,
 )
 from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
@@ -198,6 +199,45 @@ def test_a_trained_classifier_comes_back_whole(tmp_path: Path) -> None:
         assert torch.equal(trained.network(image), network(image))
         assert trained.class_names == ["ant", "bee", "cat"]
         assert trained.preprocessing == PREPROCESSING
+
+
+@pytest.mark.parametrize("part", ["", "backbone", "backbone.stages.1"])
+def test_a_compiled_network_comes_back_as_a_plain_one(part: str, tmp_path: Path) -> None:
+    network, holder = nano(), nn.Module()
+    holder.network = network
+    if part:
+        parent, _, name = part.rpartition(".")
+        setattr(network.get_submodule(parent), name, torch.compile(network.get_submodule(part)))
+    else:
+        holder.network = torch.compile(network)
+    checkpoint = checkpoint_of(nano(), network.config) | {"state_dict": holder.state_dict()}
+    assert all("_orig_mod." in name for name in checkpoint["state_dict"] if name.startswith(f"network.{part}."))
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    trained = load_trained_classifier(tmp_path / "best.ckpt").network
+    plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in trained.state_dict().items())
+
+
+@pytest.mark.parametrize(("average", "expected"), [(None, 2.0), ("ema", 2.0), ("none", 1.0)])
+def test_averaged_weights_are_taken_if_there_are_any_unless_raw_ones_are_asked_for(
+    average: str | None, expected: float, tmp_path: Path
+) -> None:
+    network = nano()
+    checkpoint = checkpoint_of(network, network.config)
+    weights = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("network.")}
+    checkpoint["state_dict"] = {name: torch.full_like(tensor, 1.0) for name, tensor in weights.items()}
+    checkpoint["ema_state_dict"] = {name: torch.full_like(tensor, 2.0) for name, tensor in weights.items()}
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    trained = load_trained_classifier(tmp_path / "best.ckpt", average)
+    assert trained.average == (average or "ema")
+    assert all((tensor == expected).all() for tensor in trained.network.state_dict().values())
+
+
+def test_averaged_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+    torch.save(checkpoint_of(nano(), nano().config), tmp_path / "best.ckpt")
+    assert load_trained_classifier(tmp_path / "best.ckpt").average == "none"
+    with pytest.raises(ValueError, match="holds no averaged weights: take the raw ones with --average none"):
+        load_trained_classifier(tmp_path / "best.ckpt", "ema")
 
 
 @torch.no_grad()
@@ -390,3 +430,25 @@ def test_the_first_of_the_wanted_checkpoints_is_taken(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
     assert find_checkpoint(tmp_path).stem == "best"
     assert find_checkpoint(tmp_path, ("last", "best")).stem == "last"
+
+
+MANY = [f"class {index}" for index in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "same"),
+    [
+        (["a", "b"], ["a", "b"], True),
+        (["a", "b"], ["b", "a"], False),
+        (["a", "b"], ["a", "c"], False),
+        (["a", "b"], ["a", "b", "c"], False),
+        (["0", "1"], ["a", "b"], True),
+        (["0", "1"], ["a", "b", "c"], False),
+        (MANY, [*MANY[:98], "crane", "crane2"], True),
+        (MANY, [*MANY[:97], "one", "two", "three"], False),
+        (MANY, [*MANY[:98], MANY[99], MANY[98]], False),
+        (MANY, [*MANY[:99], MANY[0]], False),
+    ],
+)
+def test_classes_are_the_same_if_they_stand_at_the_same_places(known: list[str], names: list[str], same: bool) -> None:
+    assert same_classes(known, names) == same

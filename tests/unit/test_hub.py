@@ -45,35 +45,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def client_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def waits(hub_settings: None, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What would have been waited between retries, by us and by the client."""
     waits: list[float] = []
     clock = SimpleNamespace(**{**vars(time), "sleep": waits.append})
     for module in (client, _http, file_download):
         monkeypatch.setattr(module, "time", clock)
     return waits
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        hub.add_user("hf_ada", "ada", orgs={"lab": "write", "readers": "read"})
-        hub.add_user("hf_ada_read", "ada", role="read")
-        hub.add_user("hf_bob", "bob")
-        yield hub
 
 
 @pytest.fixture
@@ -466,10 +444,22 @@ def test_other_names(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shared"),
     [
-        *((name, True) for name in (*FILES, "LICENSE", "LICENSE.md", "LICENSE-MIT", "recipe.yaml", "a.PNG")),
+        *((name, True) for name in (*FILES, "LICENSE", "LICENSE.md", "LICENSE-MIT", "a.PNG")),
         *((name, False) for name in (".gitattributes", ".hidden.json", "sub/config.json", "../config.json")),
         *((name, False) for name in ("model.py", "pytorch_model.bin", "x.pkl", "x.pt", "x.ckpt", "x.safetensors.py")),
-        *((name, False) for name in ("LICENSE.py", "LICENSE.pkl", "LICENSE.bin", "LICENSE.sh", "run.sh", "x.onnx")),
+        *(
+            (name, False)
+            for name in (
+                "config.yaml",
+                "recipe.yml",
+                "LICENSE.py",
+                "LICENSE.pkl",
+                "LICENSE.bin",
+                "LICENSE.sh",
+                "run.sh",
+                "x.onnx",
+            )
+        ),
     ],
 )
 def test_what_travels(name: str, shared: bool) -> None:
@@ -767,7 +757,7 @@ def test_a_push_is_checked_first(
         with pytest.raises(ValueError, match=expected[0]) as error:
             attempt(folder, **given)
         one_sentence(error, *expected)
-    assert not posts(hub)
+    assert posts(hub) == ["POST /api/validate-yaml"]
     assert not hub._repos
     assert files_in(folder) == before
 
@@ -793,14 +783,15 @@ def test_a_plan(hub: HubServer, folder: Path) -> None:
     (folder / "sub").mkdir()
     plan = plan_push(folder, "vit", token="hf_ada")
     assert [plan.repository, plan.branch, plan.exists, plan.left_out] == [REPO, "main", False, ["sub"]]
-    assert plan.files == {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    assert plan.files == sizes | {CARD: len(plan.card.encode())}
     hub.add_repo("lab/vit", private=True)
     assert plan_push(folder, "lab/vit", token="hf_ada", revision="try").exists
 
 
 def test_the_licence_is_written_into_the_card(hub: HubServer, folder: Path) -> None:
     change_card("license: mit", "license: other")(folder)
-    rest = (folder / CARD).read_text().partition("\n# ")[2]
+    rest = (folder / CARD).read_text().partition("\n# ")[2].replace('("model0")  # this folder', f'("{REPO}")')
     push(folder, REPO, token="hf_ada", license="apache-2.0")
     assert "license: apache-2.0" in (folder / CARD).read_text()
     assert (folder / CARD).read_text().partition("\n# ")[2] == rest
@@ -816,7 +807,8 @@ def test_only_what_is_shared_travels(hub: HubServer, folder: Path, models: list[
         (folder / name).write_text("private")
     (folder / "folder.json").mkdir()
     push(folder, REPO, token="hf_ada")
-    assert {name: data for name, data in hub.files(REPO).items() if name != ".gitattributes"} == files_in(models[0])
+    there = {name: data for name, data in hub.files(REPO).items() if name != ".gitattributes"}
+    assert there == files_in(models[0]) | {CARD: (folder / CARD).read_bytes()}
 
 
 @pytest.mark.parametrize("mode", ["auto", "regular"])
@@ -985,3 +977,35 @@ def test_a_push_offline(hub: HubServer, folder: Path, monkeypatch: pytest.Monkey
     with pytest.raises(HubError) as error:
         push(folder, REPO, token="hf_ada")
     assert "cache" not in one_sentence(error, REPO, "HF_HUB_OFFLINE")
+
+
+def test_a_push_that_shall_be_private_does_not_go_to_a_public_repository(
+    hub: HubServer, folder: Path, repo: str
+) -> None:
+    before = hub.commits(REPO)
+    with pytest.raises(HubError) as error:
+        push(folder, REPO, private=True, token="hf_ada")
+    one_sentence(error, REPO, "public")
+    assert hub.commits(REPO) == before
+
+
+def test_the_card_says_how_to_load_from_the_repository(hub: HubServer, folder: Path) -> None:
+    assert 'from_pretrained("model0")  # this folder' in (folder / CARD).read_text()
+    push(folder, REPO, token="hf_ada")
+    card = hub.files(REPO)[CARD].decode()
+    assert f'from_pretrained("{REPO}")\n' in card
+    assert (folder / CARD).read_text() == card
+
+
+def test_metadata_that_the_hub_refuses_stop_a_push_before_anything_is_sent(hub: HubServer, folder: Path) -> None:
+    hub.fault("status", "validate-yaml", status=400, times=3)
+    with pytest.raises(HubError) as error:
+        push(folder, REPO, token="hf_ada")
+    one_sentence(error, REPO)
+    assert not [path for path in posts(hub) if "validate-yaml" not in path]
+
+
+def test_an_organization_that_one_may_only_read_is_no_place_to_push_to(hub: HubServer, folder: Path) -> None:
+    with pytest.raises(HubError) as error:
+        push(folder, "readers/vit", token="hf_ada")
+    one_sentence(error, "'readers'", "push to ada, lab")

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,7 @@ WEIGHTS = bytes(range(256)) * 40
 FILES = {"config.json": b'{"depth": 2}\n', "model.safetensors": WEIGHTS, "sub folder/note ü.txt": b"note"}
 
 
-@pytest.fixture(autouse=True)
-def client_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Set what the client has read from the environment when it was imported."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as hub:
-        # Older clients look at these even where they are given an endpoint.
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        hub.add_user("hf_ada", "ada", orgs={"lab": "write", "readers": "read"})
-        hub.add_user("hf_ada_read", "ada", role="read")
-        hub.add_user("hf_bob", "bob")
-        yield hub
+pytestmark = pytest.mark.usefixtures("hub_settings")
 
 
 @pytest.fixture

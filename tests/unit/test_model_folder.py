@@ -333,12 +333,30 @@ def test_a_network_with_another_head_is_described_as_it_is(tmp_path: Path) -> No
 # --- saving
 
 
-def test_a_card_that_is_there_stays_and_so_do_other_files(folder: Path) -> None:
+def test_a_card_that_waits_for_its_model_stays(tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text("mine", encoding="utf-8")
+    small().save_pretrained(tmp_path)
+    assert (tmp_path / CARD).read_text(encoding="utf-8") == "mine"
+    assert load_model(tmp_path).num_classes == small().num_classes
+
+
+def test_a_part_that_was_compiled_is_saved_under_its_plain_names(tmp_path: Path) -> None:
+    model = small()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.backbone = torch.compile(model.backbone)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+def test_the_card_of_another_model_is_kept_aside_and_other_files_stay(folder: Path) -> None:
     (folder / CARD).write_text("mine", encoding="utf-8")
     (folder / "notes.txt").write_text("mine, too", encoding="utf-8")
     (folder / "sub").mkdir()
     small(num_classes=4).save_pretrained(folder)
-    assert (folder / CARD).read_text(encoding="utf-8") == "mine"
+    assert "It knows 4 classes" in (folder / CARD).read_text(encoding="utf-8")
+    assert (folder / f"{CARD}.old").read_text(encoding="utf-8") == "mine"
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine, too"
     assert (folder / "sub").is_dir()
     assert load_model(folder).num_classes == 4

@@ -28,7 +28,7 @@ ALLOWED = {
     "hub": {"model_folder", "storage"},
     "model_card": {"hub", "models", "profiling"},
     "conversion": {"checkpoint", "model_folder", "models", "preprocessing"},
-    "weights": {"checkpoint", "hub", "model_folder"},
+    "weights": {"checkpoint", "hub", "model_folder", "run_folder"},
     "tasks": {"models", "optim", "checkpoint"},
     "data": {"preprocessing"},
     "callbacks": {"models", "checkpoint", "optim", "plotting", "run_folder", "storage"},
