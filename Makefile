@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := quickstart-$(shell date +%Y%m%d-%H%M%S)
-CODE := scalablevit_pl tests docs
+CODE := scalablevit_pl tests docs checkpoints benchmarks
+# The folder with the four original files, as Debian's package dataset-fashion-mnist installs them.
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 
 FAST := -n 2 -m "not slow and not gpu and not network"
 
-.PHONY: quickstart test test-all test-oldest lint format wheel-check clean
+.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading clean
 
 # Train nano on the sample, test it, and say where the pictures are.
 quickstart: $(VENV)/.installed
@@ -47,6 +49,24 @@ wheel-check: $(VENV)/.installed-dev
 	cd build/wheel-check && venv/bin/scalablevit fit --config recipes/quickstart.yaml --run wheel \
 	    --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --trainer.max_epochs 1
 	cd build/wheel-check && venv/bin/scalablevit test --run wheel
+
+# Test each released model on its data, and compare the result with its card.
+verify-checkpoints: $(VENV)/.installed build/fashion_mnist/test.parquet
+	for model in checkpoints/*.fashion_mnist; do \
+	    $(BIN)/scalablevit test --config recipes/fashion_mnist.yaml --weights $$model \
+	        --data.dataset build/fashion_mnist --run build/verify && \
+	    $(BIN)/python checkpoints/verify.py $$model build/verify/test.json || exit 1; \
+	done
+
+build/fashion_mnist/test.parquet: | $(VENV)/.installed
+	@test -d $(FASHION_MNIST) || { echo "$(FASHION_MNIST) is missing: install Debian's dataset-fashion-mnist, or" \
+	    "download https://github.com/zalandoresearch/fashion-mnist and set FASHION_MNIST=..."; exit 1; }
+	$(BIN)/python -m scalablevit_pl.data.samples.make_fashion_mnist_sample --idx $(FASHION_MNIST) \
+	    --out build/fashion_mnist --train-per-class 6000 --test-per-class 1000
+
+# How long a model takes to load, and how much memory, against the least that torch and safetensors need.
+benchmark-loading: $(VENV)/.installed
+	$(BIN)/python benchmarks/loading.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

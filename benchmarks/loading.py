@@ -27,14 +27,19 @@ from scalablevit_pl.models import ImageClassifier, build_classifier, create_mode
 
 # In a process of its own: memory is counted from after the imports.
 MEMORY = """
-import resource, sys
+import sys
 import scalablevit_pl.hub
-from scalablevit_pl.models import ImageClassifier, create_model
-with __import__("torch").device("meta"):
-    create_model("scalablevit_nano")
-before = int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+from scalablevit_pl.models import ImageClassifier
+
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+before = status("VmRSS")
 model = ImageClassifier.from_pretrained(sys.argv[1])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(status("VmHWM") - before)
 """
 
 

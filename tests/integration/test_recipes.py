@@ -15,10 +15,15 @@ from scalablevit_pl.cli import CONFIG_FOLDERS, find_config
 RECIPES = sorted(path.name for path in (CONFIG_FOLDERS[1] / "recipes").glob("*.yaml"))
 SIZES = {
     "quickstart.yaml": 2_761_378,
+    "fashion_mnist.yaml": 2_761_378,
     "imagenet_scalablevit_s.yaml": 32_000_472,
     "imagenet_scalablevit_b.yaml": 81_881_624,
     "imagenet_scalablevit_l.yaml": 109_288_840,
 }
+
+
+# Their network is that of the weights; tests/integration/test_weights.py runs them.
+FROM_WEIGHTS = {"finetune.yaml", "linear_probe.yaml"}
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Namespace, pl.LightningModule]:
@@ -35,10 +40,10 @@ def parse(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Namespace, pl.L
 
 
 def test_every_recipe_is_known() -> None:
-    assert set(RECIPES) == set(SIZES)
+    assert set(RECIPES) == set(SIZES) | FROM_WEIGHTS
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SIZES)
 def test_a_recipe_builds_the_size_it_claims(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, task = parse(monkeypatch, "--config", str(find_config(f"recipes/{recipe}")))
     assert sum(parameter.numel() for parameter in task.network.parameters()) == SIZES[recipe]
