@@ -11,12 +11,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from scalablevit_pl import __version__, cli
 from scalablevit_pl.cli import (
-    COMMANDS,
-    EXPERIMENTS,
     default_run,
     find_config,
     has,
-    help_page,
     main,
     run_of_checkpoint,
     settle,
@@ -25,6 +22,7 @@ from scalablevit_pl.cli import (
 )
 from scalablevit_pl.experiment import ExperimentCLI
 from scalablevit_pl.models import create_model
+from scalablevit_pl.pages import COMMANDS, EXPERIMENTS, help_page
 from scalablevit_pl.prediction import _parse
 from scalablevit_pl.run_folder import run_folder
 

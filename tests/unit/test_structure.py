@@ -13,6 +13,7 @@ PACKAGE = ROOT / "scalablevit_pl"
 # What each part may import of the others; what is not named may import nothing of ours.
 ALLOWED = {
     "arguments": set(),
+    "pages": set(),
     "preprocessing": set(),
     "storage": set(),
     "plotting": {"storage"},
@@ -47,7 +48,7 @@ ALLOWED = {
         "run_folder",
         "storage",
     },
-    "cli": {"experiment", "explanation", "prediction", "release", "run_folder", "weights"},
+    "cli": {"experiment", "explanation", "pages", "prediction", "release", "run_folder", "weights"},
     "__main__": {"cli"},
     "__init__": {"models", "tasks", "data"},
 }
