@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_session
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from scalablevit_pl.hub.client import (
@@ -95,7 +95,7 @@ def plan_push(
         repository = _allowed_repository(repository, token)
         exists = _exists(repository, token, private)
         card = LOADING.sub(f'from_pretrained("{repository}")', card)
-        patiently(lambda: ModelCard(card).validate())
+        patiently(lambda: _validate(card))
     return PushPlan(
         repository,
         revision or constants.DEFAULT_REVISION,
@@ -197,6 +197,20 @@ def _checked_card(folder: Path, license: str | None) -> str:  # noqa: A002
             "allowed to share the weights: if you may, name the licence with --license"
         )
     return text
+
+
+def _validate(card: str) -> None:
+    """Let the Hub look at a card's metadata, which else it would refuse after the upload.
+
+    Raises:
+        HubError: If it does not take them.
+    """
+    # Older clients' own method asks the Hub even where another endpoint is set.
+    content = {"content": card, "repoType": "model"}
+    response = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=content)
+    if response.status_code == 400:
+        raise HubError(f"the Hub does not take the metadata of {CARD} ({response.text[:300]}): correct them")
+    response.raise_for_status()
 
 
 def _allowed_repository(repository: str, token: Token) -> str:

@@ -82,6 +82,7 @@ def test_a_model_travels(hub: HubServer, start: Start, model: Path, photos: Path
     assert hub._repos[REPO].private
     old = files_in(model)
     save_model(model, 1)
+    (model / "README.md.old").unlink()  # the card of the model before, which does not travel
     second = hub.commit(REPO, files_in(model))
 
     pulled, info = map(done, [start("pull", REPO, "pulled"), start("info", REPO)])  # which fill one cache

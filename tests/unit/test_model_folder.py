@@ -221,7 +221,7 @@ def test_another_number_of_classes_replaces_the_last_layer_only(folder: Path, ca
     assert not any(module.training for module in model.modules())
     (record,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert "new and random" in record.getMessage()
-    assert "5 outputs in place of the 3" in record.getMessage()
+    assert "5 outputs instead of the 3" in record.getMessage()
 
 
 def test_the_same_number_of_classes_changes_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
