@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, Namespace, dict_to_namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -131,7 +131,7 @@ class ExperimentCLI(LightningCLI):
         named = {match[1] for word in sys.argv if (match := PREPROCESSING.match(word))}
         if named:  # to what an option says the parser adds defaults, in the place of which stand the weights' values
             given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else stored[key] for key in given}
-        config["data.init_args.preprocessing"] = dict_to_namespace(given)
+        config["data.init_args.preprocessing"] = Namespace(**given)  # type: ignore[no-untyped-call]
         differing = differences(stored, given, "preprocessing")
         # A network of this kind takes images of any size, so that a fit may choose another one.
         sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
