@@ -185,10 +185,10 @@ def _load(folder: Path, prefix: str, device: str | torch.device | None, dtype: t
     """Build the classifier of a folder, and put the weights whose names begin with a prefix in their places."""
     config, path = read_config(folder), folder / WEIGHTS
     with _open(path, device) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
-        model = _build(config, folder / CONFIG, len(shapes))
+        names = list(file.keys())
+        model = _build(config, folder / CONFIG, len(names))
         part = model.get_submodule(prefix.rstrip("."))
-        shapes = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith(prefix)}
         _compare({prefix + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}, shapes, path)
         tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in shapes}
     check_finite(tensors, repr(str(path)))

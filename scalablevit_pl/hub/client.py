@@ -87,7 +87,7 @@ def patiently(call: Callable[[], Result]) -> Result:
             with giving_up():
                 return call()
         except Exception as error:
-            if not may_pass(error) or type(error).__name__.endswith("Timeout"):
+            if not may_pass(error) or _timed_out(error):
                 raise
             time.sleep(attempt)
     with giving_up():
@@ -102,7 +102,14 @@ def may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, JSONDecodeError):  # an answer that broke off
         return True
+    if isinstance(error, RuntimeError):  # of an upload, for which older clients retry less
+        cause = error.__cause__
+        return isinstance(cause, NETWORK_ERROR) and not isinstance(cause, HfHubHTTPError) and not _timed_out(cause)
     return isinstance(error, NETWORK_ERROR | ConnectionError) or "Consistency check failed" in str(error)
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    return type(error).__name__.endswith("Timeout")
 
 
 def is_unreachable(error: Exception) -> bool:

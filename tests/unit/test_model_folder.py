@@ -558,7 +558,6 @@ def test_links_to_files_are_followed(folder: Path) -> None:
         ("head.fc.bias", torch.tensor([1.0, math.inf, -math.inf]), "head.fc.bias"),
         ("head.fc.bias", torch.ones(3, dtype=torch.int64), "head.fc.bias"),
         ("head.fc.bias", torch.ones(3, dtype=torch.bool), "head.fc.bias"),
-        ("head.fc.bias", torch.ones(3, dtype=torch.complex64), "head.fc.bias"),
         ("head.fc.bias", torch.ones(3, dtype=torch.float8_e4m3fn), "head.fc.bias"),
     ],
 )
