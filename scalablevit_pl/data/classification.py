@@ -1,17 +1,16 @@
 """Labelled images as batches, from any source that Hugging Face `datasets` reads."""
 
 import logging
-import os
 from typing import Any
 
 import datasets
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from scalablevit_pl.data.images import DatasetImages, Transform
-from scalablevit_pl.data.samplers import EvaluationSampler
+from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import (
     find_class_names,
     find_image_column,
@@ -23,6 +22,7 @@ from scalablevit_pl.data.source import (
 )
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.randomness import run_seed, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,14 @@ class ClassificationDataModule(pl.LightningDataModule):
         val_seed: Seed of that cut.
         batch_size: Samples of a batch on each process.
         num_workers: Loader processes of each process.
+        repeats: How often an image is drawn in an epoch, augmented anew each time (repeated augmentation); an epoch
+            keeps its length and so sees fewer images.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
+
+    What a training batch holds is a function of the run's seed, the epoch and the batch's number, whatever the number
+    of workers and wherever a run was interrupted.
 
     Attributes:
         class_names: The classes in the order of their indices, from `setup` on.
@@ -72,12 +77,15 @@ class ClassificationDataModule(pl.LightningDataModule):
         val_seed: int = 0,
         batch_size: int = 128,
         num_workers: int = 4,
+        repeats: int = 1,
         preprocessing: Preprocessing | None = None,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"need batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}")
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, which draws each image once an epoch, got {repeats}")
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
         if not 0 <= val_seed < 2**32:
@@ -93,11 +101,13 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.val_seed = val_seed
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.repeats = repeats
         self.preprocessing = preprocessing or Preprocessing()
         self.augmentation = augmentation
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
         self._mix: BatchMix | None = None
+        self._resumed_at: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """Download and cache the data set, on one process of a node."""
@@ -120,7 +130,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             rows = select_split(splits, split)
             labels = None if part == "predict" else label_indices(rows, label_column, self.class_names, split)
             transform = self._train_transform() if part == "train" else self.preprocessing
-            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root)
+            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root, run_seed())
             what = "images of" if indices is None else "images drawn by seed from"
             logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
 
@@ -158,11 +168,32 @@ class ClassificationDataModule(pl.LightningDataModule):
                 f"{len(images)} training images do not fill one batch of {self.batch_size} on {processes} process(es): "
                 f"{remedy}"
             )
-        sampler: Sampler[int] | None = None
-        if processes > 1:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # as in Lightning's own sampler
-            sampler = DistributedSampler(images, num_replicas=processes, rank=rank, seed=seed, drop_last=True)
-        return self._loader(images, sampler, shuffle=sampler is None, drop_last=True)
+        # The loader is iterated before Lightning has restored its own counters.
+        epoch, batch = self._resumed_at or self._position()
+        self._resumed_at = None
+        sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, epoch, batch)
+        return self._loader(images, sampler, drop_last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training batch that comes next, for a checkpoint."""
+        epoch, batch = self._position()
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin at the batch that a checkpoint says; called before the loaders are made."""
+        self._resumed_at = int(state_dict["epoch"]), int(state_dict["batch"])
+
+    def _position(self) -> tuple[int, int]:
+        """Return the epoch and the batch in it that comes next, on this process."""
+        if self.trainer is None:
+            return 0, 0
+        # Not Lightning's current_epoch: within the hooks in which checkpoints are written it is behind.
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if epochs.processed == epochs.ready:  # between two epochs, or before the first
+            return epochs.processed, 0
+        last = batch >= self.trainer.num_training_batches
+        return (epochs.processed + 1, 0) if last else (epochs.processed, batch)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation images, each image once."""
@@ -179,21 +210,19 @@ class ClassificationDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix the images of a training batch, on the device, which makes its labels soft."""
         if self._mix is not None and self.trainer is not None and self.trainer.training:
-            batch["image"], batch["label"] = self._mix(batch["image"], batch["label"])
+            with seeded(run_seed(), *self._position(), self.trainer.global_rank):
+                batch["image"], batch["label"] = self._mix(batch["image"], batch["label"])
         return batch
 
     def _evaluation_loader(self, part: str) -> DataLoader[Batch]:
         images = self.images[part]
-        return self._loader(images, EvaluationSampler(images, *self._processes()), shuffle=False, drop_last=False)
+        return self._loader(images, EvaluationSampler(images, *self._processes()), drop_last=False)
 
-    def _loader(
-        self, images: DatasetImages, sampler: Sampler[int] | None, shuffle: bool, drop_last: bool
-    ) -> DataLoader[Batch]:
+    def _loader(self, images: DatasetImages, sampler: Sampler[Any], drop_last: bool) -> DataLoader[Batch]:
         return DataLoader(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
-            shuffle=shuffle,
             drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scalablevit_pl.data.samplers import Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
+from scalablevit_pl.randomness import seeded
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -26,6 +28,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         labels: Class index of each row of the split; without them samples have no `label`.
         indices: The rows that are meant; all by default.
         root: The data set's folder; files that rows name have to lie in it.
+        seed: Seed of the transform's random numbers, for samples that are asked for by a `Draw`.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         labels: Sequence[int] | None = None,
         indices: Sequence[int] | None = None,
         root: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column = image_column
@@ -45,17 +49,32 @@ class DatasetImages(Dataset[dict[str, Any]]):
         self.labels = labels
         self.indices = range(len(rows)) if indices is None else indices
         self.root = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100  links stay links
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, item: int | Draw) -> dict[str, Any]:
         """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
+
+        Args:
+            item: A position, or a draw of a training epoch, of which the transform's random numbers are a function.
 
         Raises:
             UnreadableImageError: If the image cannot be decoded; it names the file, or split and row.
         """
-        index = self.indices[position]
+        index = self.indices[item.position if isinstance(item, Draw) else item]
+        image, path = self._decode(index)
+        if isinstance(item, Draw):
+            with seeded(self.seed, item.epoch, index, item.repeat):
+                pixels = self.transform(image)
+        else:
+            pixels = self.transform(image)
+        sample: dict[str, Any] = {"image": pixels, "index": index, "path": path}
+        return sample if self.labels is None else sample | {"label": self.labels[index]}
+
+    def _decode(self, index: int) -> tuple[Image.Image, str]:
+        """Return the image of a row and its path."""
         stored = self.rows[index][self.image_column] or {}
         path, content = stored.get("path") or "", stored.get("bytes")
         if content is None and path:
@@ -63,11 +82,8 @@ class DatasetImages(Dataset[dict[str, Any]]):
             absolute = Path(os.path.abspath(path))  # noqa: PTH100
             if self.root is None or not absolute.is_relative_to(self.root):
                 raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
-            image = decode_image(path)
-        else:
-            image = decode_image(content or b"", f"row {index} of split {self.split!r}")
-        sample: dict[str, Any] = {"image": self.transform(image), "index": index, "path": path}
-        return sample if self.labels is None else sample | {"label": self.labels[index]}
+            return decode_image(path), path
+        return decode_image(content or b"", f"row {index} of split {self.split!r}"), path
 
 
 class ImageFiles(Dataset[dict[str, Any]]):

@@ -1,16 +1,83 @@
 """Which process sees which sample."""
 
 from collections.abc import Iterator, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DistributedSampler
+
+from scalablevit_pl.randomness import derive_seed
+
+
+class Draw(NamedTuple):
+    """One sample of a training epoch: what its order and its augmentation are functions of, besides the seed.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        position: Which image.
+        repeat: How often the image was drawn before in this epoch.
+    """
+
+    epoch: int
+    position: int
+    repeat: int
+
+
+class TrainingSampler(DistributedSampler[Any]):
+    """Every process's part of an epoch, shuffled by (seed, epoch) alone; what does not fill a batch is left out.
+
+    A batch over all processes is the same set of samples however it is shared out among them. With `repeats` above 1
+    an epoch has as many samples as without, of fewer images, each of them that often and augmented anew (repeated
+    augmentation, Hoffer et al. 2020, arXiv 1901.09335). Copies of an image stand side by side, so that they go to
+    different processes where there are enough. It is derived from torch's sampler so that Lightning knows it and does
+    not put another in its place.
+
+    Args:
+        images: Number of images.
+        batch_size: Samples of a batch on each process.
+        processes: Number of processes.
+        rank: This process.
+        seed: Seed of the order.
+        repeats: How often an image is drawn in an epoch.
+        epoch: Epoch to begin with.
+        batch: Batch of that epoch to begin with; the ones before it count in the length all the same.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        processes: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        repeats: int = 1,
+        epoch: int = 0,
+        batch: int = 0,
+    ) -> None:
+        super().__init__(range(images), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.images = images
+        self.length = images // (batch_size * processes) * batch_size
+        self.repeats = repeats
+        self.epoch = epoch
+        self.start = (epoch, batch * batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(self.images, generator=generator)
+        first = self.start[1] if self.epoch == self.start[0] else 0
+        for number in range(first, self.length):
+            place, repeat = divmod(number * self.num_replicas + self.rank, self.repeats)
+            yield Draw(self.epoch, int(order[place]), repeat)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 class EvaluationSampler(DistributedSampler[Any]):
     """Each sample exactly once over all processes, so that metrics count nothing twice.
 
-    torch's own DistributedSampler repeats samples until all processes have equally many. This one is derived from it so
-    that Lightning knows it and does not put another in its place.
+    torch's own DistributedSampler repeats samples until all processes have equally many. This one is derived from it
+    for the same reason as the training sampler.
 
     Args:
         dataset: Gives the number of samples.

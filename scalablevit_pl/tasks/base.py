@@ -2,18 +2,17 @@
 
 import difflib
 import math
-import random
 from collections.abc import Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule, parameter_groups
+from scalablevit_pl.randomness import derive_seed, run_seed
 
 FEATURES = "features"
 
@@ -79,14 +78,9 @@ class BaseTask(pl.LightningModule):
         """Put frozen parts back to eval mode, should somebody have switched the network's mode past the task."""
         self._keep_frozen_in_eval_mode()
 
-    def on_train_start(self) -> None:
-        """Give each process random numbers of its own; else all would drop the same paths and mix in the same way."""
-        rank = self.global_rank
-        if rank > 0:
-            seed = (torch.initial_seed() + rank) % 2**32
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  timm's mixup draws from NumPy's global stream
-            random.seed(seed)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let what the network draws, such as paths to drop, be a function of seed, epoch, batch and process."""
+        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule for the actual global batch and number of steps.

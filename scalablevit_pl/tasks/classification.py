@@ -17,6 +17,7 @@ from scalablevit_pl.tasks.base import BaseTask, peak_rate
 Batch = dict[str, Any]
 PARTS = ("train", "val", "test")
 TOP = 5
+AVERAGES = "train_averages"  # their place in a checkpoint
 
 
 class ClassificationTask(BaseTask):
@@ -74,10 +75,45 @@ class ClassificationTask(BaseTask):
         losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
         loss = losses.mean()
         hard_label = label.argmax(dim=1) if label.ndim == 2 else label
-        self._count("train", logits.detach(), hard_label, losses.detach())
+        metrics = self._part("train")
+        metrics["loss"].update(losses.detach())
+        metrics["top1"].update(logits.detach(), hard_label)
+        metrics["top5"].update(logits.detach(), hard_label)
         self.log("train/step_loss", loss)
         self.log("train/lr", peak_rate(self.optimizers()))  # type: ignore[arg-type]
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's averages over the samples of all processes, and begin anew."""
+        for name, metric in self._part("train").items():
+            self.log(f"train/{name}", metric.compute(), prog_bar=name in ("loss", "top1"))
+            metric.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an unfinished epoch's averages have summed up, `(processes, …)` for each sum; a collective call."""
+        checkpoint[AVERAGES] = {
+            name: {state: self._of_all_processes(getattr(metric, state)) for state in metric._defaults}
+            for name, metric in self._part("train").items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with these sums, each process with its own, or the first with all where their number has changed."""
+        for name, states in checkpoint.get(AVERAGES, {}).items():
+            metric = self._part("train")[name]
+            metric._update_count = 1  # else torchmetrics warns of an average without samples
+            for state, sums in states.items():
+                if len(sums) == self.trainer.world_size:
+                    own = sums[self.global_rank]
+                else:
+                    own = sums.sum(dim=0) if self.global_rank == 0 else torch.zeros_like(sums[0])
+                setattr(metric, state, own.to(self.device))
+
+    def _of_all_processes(self, value: Tensor) -> Tensor:
+        gathered: Tensor = self.all_gather(value)  # type: ignore[assignment]
+        return gathered.reshape(self.trainer.world_size, *value.shape).cpu()
+
+    def _part(self, part: str) -> dict[str, Metric]:
+        return dict(self.metrics[f"{part}_metrics"].items())  # type: ignore[operator]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count a batch and return its class probabilities `(B, K)`."""
@@ -100,12 +136,11 @@ class ClassificationTask(BaseTask):
 
     def _count(self, part: str, logits: Tensor, label: Tensor, losses: Tensor) -> None:
         """Add a batch to the averages of its part and log them as they stand at the epoch's end."""
-        metrics: dict[str, Metric] = dict(self.metrics[f"{part}_metrics"].items())  # type: ignore[operator]
+        metrics = self._part(part)
         metrics["loss"].update(losses)
         metrics["top1"].update(logits, label)
         metrics["top5"].update(logits, label)
-        if part != "train":
-            metrics["samples"].update(len(label))
+        metrics["samples"].update(len(label))
         for name, metric in metrics.items():
             self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name in ("loss", "top1"))
 

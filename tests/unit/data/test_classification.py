@@ -1,4 +1,5 @@
 import io
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from scalablevit_pl.data import Augmentation, ClassificationDataModule
 from scalablevit_pl.data.images import DatasetImages, ImageFiles
-from scalablevit_pl.data.samplers import EvaluationSampler
+from scalablevit_pl.data.samplers import Draw, EvaluationSampler, TrainingSampler
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError, decode_image
 
 MakeFiles = Callable[..., Path]
@@ -27,6 +28,15 @@ def make_data(folder: Path | str, stage: str = "fit", **arguments: Any) -> Class
     data = ClassificationDataModule(str(folder), **values)
     data.setup(stage)
     return data
+
+
+def make_trainer(processes: int = 1, rank: int = 0, epoch: int = 0, batch: int = 0) -> SimpleNamespace:
+    """What of a trainer the data asks for: how many processes there are, and how far a training is."""
+    epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + 1, processed=epoch))
+    batches = SimpleNamespace(current=SimpleNamespace(ready=batch))
+    loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=SimpleNamespace(batch_progress=batches))
+    progress = {"fit_loop": loop, "num_training_batches": 1000, "training": True}
+    return SimpleNamespace(world_size=processes, global_rank=rank, **progress)
 
 
 def indices(loader: DataLoader[Any]) -> list[int]:
@@ -126,7 +136,10 @@ def test_without_augmentation_training_sees_the_evaluation_transform(make_parque
 def test_augmentation_varies_training_images_only(make_parquet: MakeFiles) -> None:
     data = make_data(make_parquet({"train": 8, "val": 8}), batch_size=8)
     assert torch.equal(next(iter(data.val_dataloader()))["image"], next(iter(data.val_dataloader()))["image"])
-    first, second = (next(iter(data.train_dataloader())) for _ in range(2))
+    loader = data.train_dataloader()
+    first = next(iter(loader))
+    loader.sampler.set_epoch(1)
+    second = next(iter(loader))
     first, second = (batch["image"][batch["index"].argsort()] for batch in (first, second))
     assert first.shape == second.shape == (8, 3, 8, 8)
     assert not torch.equal(first, second)
@@ -135,8 +148,10 @@ def test_augmentation_varies_training_images_only(make_parquet: MakeFiles) -> No
 def test_training_is_shuffled_and_leaves_out_the_last_incomplete_batch(make_parquet: MakeFiles) -> None:
     data = make_data(make_parquet({"train": 22, "val": 2}))
     loader = data.train_dataloader()
-    assert isinstance(loader.sampler, RandomSampler)
-    epochs = [indices(loader) for _ in range(2)]
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        epochs.append(indices(loader))
     assert [len(epoch) for epoch in epochs] == [20, 20]
     assert len(set(epochs[0])) == 20
     assert epochs[0] != sorted(epochs[0])
@@ -148,7 +163,7 @@ def test_too_few_training_images_are_refused(
     batch_size: int, processes: int, remedy: int, make_parquet: MakeFiles
 ) -> None:
     data = make_data(make_parquet({"train": 8, "val": 1}), batch_size=batch_size)
-    data.trainer = SimpleNamespace(world_size=processes, global_rank=0)
+    data.trainer = make_trainer(processes)
     message = rf"8 training images .* {batch_size} on {processes} process.*--data.batch_size to {remedy} or less"
     with pytest.raises(ValueError, match=message):
         data.train_dataloader()
@@ -159,7 +174,7 @@ def test_processes_share_the_images(make_parquet: MakeFiles) -> None:
     data.setup("test")
     parts: dict[str, list[list[int]]] = {"train": [], "val": [], "test": []}
     for rank in range(3):
-        data.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        data.trainer = make_trainer(3, rank)
         parts["train"].append(indices(data.train_dataloader()))
         parts["val"].append(indices(data.val_dataloader()))
         parts["test"].append(indices(data.test_dataloader()))
@@ -170,10 +185,9 @@ def test_processes_share_the_images(make_parquet: MakeFiles) -> None:
 
 
 def test_mixing_makes_soft_labels_in_training_only(make_parquet: MakeFiles) -> None:
-    np.random.seed(0)  # noqa: NPY002  timm draws from it
     data = make_data(make_parquet({"train": 8, "val": 8, "test": 8}), augmentation=MIXED)
     data.setup("test")
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=True)
+    data.trainer = make_trainer()
     batch = next(iter(data.train_dataloader()))
     hard = batch["label"].clone()
     image = batch["image"].clone()
@@ -191,7 +205,7 @@ def test_mixing_makes_soft_labels_in_training_only(make_parquet: MakeFiles) -> N
 @pytest.mark.parametrize("augmentation", [None, PLAIN])
 def test_without_mixing_labels_stay_hard(augmentation: Augmentation | None, make_parquet: MakeFiles) -> None:
     data = make_data(make_parquet({"train": 8}), augmentation=augmentation)
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=True)
+    data.trainer = make_trainer()
     batch = next(iter(data.train_dataloader()))
     assert data.on_after_batch_transfer(dict(batch), 0)["label"] is batch["label"]
 
@@ -282,6 +296,7 @@ def test_image_files_are_samples_without_labels(make_folders: MakeFiles) -> None
     [
         ({"batch_size": 0}, "batch_size ≥ 1 and num_workers ≥ 0, got 0 and 0"),
         ({"num_workers": -1}, "num_workers ≥ 0, got 4 and -1"),
+        ({"repeats": 0}, "repeats must be at least 1, .* got 0"),
         ({"val_fraction": 0.0}, "val_fraction must be between 0 and 1, got 0.0"),
         ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1, got 1.0"),
     ],
@@ -315,9 +330,134 @@ def test_the_order_over_processes_follows_the_seed(make_parquet: MakeFiles, monk
     orders = []
     for seed in ("0", "0", "7"):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
-        data.trainer = SimpleNamespace(world_size=2, global_rank=0)
+        data.trainer = make_trainer(2)
         orders.append(list(data.train_dataloader().sampler))
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_a_global_batch_is_the_same_however_it_is_shared_out(repeats: int) -> None:
+    whole = TrainingSampler(50, batch_size=12, seed=3, repeats=repeats)
+    batches = [list(whole)[start : start + 12] for start in (0, 12, 24, 36)]
+    for processes in (2, 3, 6):
+        samplers = [TrainingSampler(50, 12 // processes, processes, rank, 3, repeats) for rank in range(processes)]
+        assert all(isinstance(sampler, DistributedSampler) for sampler in samplers)
+        size = 12 // processes
+        for number, batch in enumerate(batches):
+            parts = [list(sampler)[number * size : (number + 1) * size] for sampler in samplers]
+            assert sorted(draw for part in parts for draw in part) == sorted(batch)
+
+
+def test_an_epoch_is_a_shuffle_of_its_own_and_follows_seed_and_epoch_alone() -> None:
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1, 5):
+            torch.manual_seed(epoch)
+            sampler = TrainingSampler(40, batch_size=40, seed=seed)
+            sampler.set_epoch(epoch)
+            draws = list(sampler)
+            assert sorted(draw.position for draw in draws) == list(range(40))
+            assert {(draw.epoch, draw.repeat) for draw in draws} == {(epoch, 0)}
+            orders[seed, epoch] = tuple(draw.position for draw in draws)
+            assert draws == list(sampler)
+    assert len(set(orders.values())) == 6
+
+
+def test_an_epoch_begins_in_its_middle_where_a_run_was_interrupted() -> None:
+    sampler, resumed = TrainingSampler(41, 5, 2, 1, seed=4), TrainingSampler(41, 5, 2, 1, seed=4, epoch=3, batch=2)
+    sampler.set_epoch(3)
+    assert len(resumed) == len(sampler) == 20
+    assert list(resumed) == list(sampler)[10:]
+    for each in (sampler, resumed):
+        each.set_epoch(4)
+    assert list(resumed) == list(sampler)
+
+
+def test_repeats_draw_each_of_fewer_images_that_often() -> None:
+    draws = list(TrainingSampler(30, batch_size=6, repeats=3))
+    assert len(draws) == 30
+    assert {draw.repeat for draw in draws} == {0, 1, 2}
+    positions = [draw.position for draw in draws]
+    assert all(positions.count(position) == 3 for position in set(positions))
+    assert len(set(draws)) == 30
+
+
+def test_augmentation_is_a_function_of_seed_epoch_image_and_repeat(make_parquet: MakeFiles) -> None:
+    images = make_data(make_parquet({"train": 6, "val": 1}), augmentation=Augmentation(scale=(0.1, 0.9))).images[
+        "train"
+    ]
+    draw = Draw(epoch=2, position=3, repeat=0)
+    expected = images[draw]["image"]
+    images[Draw(0, 1, 0)], torch.rand(1), np.random.rand()  # noqa: NPY002
+    assert torch.equal(images[draw]["image"], expected)
+    others = [draw._replace(epoch=1), draw._replace(repeat=1), draw._replace(position=2)]
+    assert not any(torch.equal(images[other]["image"], expected) for other in others)
+    images.seed = 1
+    assert not torch.equal(images[draw]["image"], expected)
+
+
+def test_a_draw_leaves_the_global_random_numbers_alone(make_parquet: MakeFiles) -> None:
+    images = make_data(make_parquet({"train": 2, "val": 1})).images["train"]
+    numbers = []
+    for drawn in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+        if drawn:
+            images[Draw(0, 1, 0)]
+        numbers.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
+    assert numbers[0] == numbers[1]
+
+
+def test_batches_are_the_same_with_any_number_of_workers(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 23, "val": 1})
+    drawn = []
+    for workers in (0, 1, 2):
+        data = make_data(folder, num_workers=workers, augmentation=Augmentation())
+        drawn.append(torch.stack([batch["image"] for batch in data.train_dataloader()]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_a_mixture_is_a_function_of_seed_epoch_batch_and_process(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 8, "val": 8}), augmentation=MIXED)
+    images, classes = torch.rand(8, 3, 8, 8), torch.arange(8) % 3
+
+    def mix(**arguments: int) -> torch.Tensor:
+        data.trainer = make_trainer(**arguments)
+        return data.on_after_batch_transfer({"image": images.clone(), "label": classes}, 0)["image"]
+
+    expected = mix(epoch=1, batch=2)
+    np.random.rand()  # noqa: NPY002
+    assert torch.equal(mix(epoch=1, batch=2), expected)
+    for other in ({"epoch": 0, "batch": 2}, {"epoch": 1, "batch": 3}, {"epoch": 1, "batch": 2, "rank": 1}):
+        assert not torch.equal(mix(**other), expected)
+
+
+@pytest.mark.parametrize(
+    ("ready", "processed", "batches", "expected"),
+    [
+        (0, 0, 0, (0, 0)),  # before the first epoch
+        (1, 0, 0, (0, 0)),
+        (3, 2, 7, (2, 7)),  # within the third
+        (3, 2, 1000, (3, 0)),  # its last batch is done, and it is validated on
+        (3, 3, 1000, (3, 0)),  # at its end
+    ],
+)
+def test_a_checkpoint_holds_the_batch_that_comes_next(
+    ready: int, processed: int, batches: int, expected: tuple[int, int]
+) -> None:
+    data = ClassificationDataModule("fashion_mnist_sample")
+    data.trainer = make_trainer(batch=batches)
+    data.trainer.fit_loop.epoch_progress.current = SimpleNamespace(ready=ready, processed=processed)
+    assert data.state_dict() == dict(zip(("epoch", "batch"), expected, strict=True))
+
+
+def test_the_loader_begins_where_a_checkpoint_says(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 23, "val": 1}))
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)
+    expected = indices(loader)
+    data.load_state_dict({"epoch": 2, "batch": 3})
+    assert indices(data.train_dataloader()) == expected[3 * 4 :]
 
 
 def test_rows_name_no_files_outside_their_folder(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 import math
-import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -359,16 +357,18 @@ def test_precision_clipping_and_accumulation_go_together(
     assert network.weight.isfinite().all()
 
 
-def test_each_process_draws_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    for rank in (0, 1, 2):
-        pl.seed_everything(3)
+def test_what_a_network_draws_is_a_function_of_seed_epoch_batch_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(seed: int, epoch: int, batch: int, rank: int) -> float:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        monkeypatch.setattr(ClassificationTask, "current_epoch", epoch)
         monkeypatch.setattr(ClassificationTask, "global_rank", rank)
-        ClassificationTask(Scores()).on_train_start()
-        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
-    assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
-    pl.seed_everything(3)
-    assert drawn[0] == (torch.rand(1).item(), np.random.rand(), random.random())  # noqa: NPY002
+        ClassificationTask(Scores()).on_train_batch_start(None, batch)
+        return torch.rand(1).item()
+
+    drawn = [draw(*numbers) for numbers in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))]
+    assert len(set(drawn)) == 5
+    torch.rand(7)
+    assert drawn[0] == draw(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", [0, -512])

@@ -1,0 +1,39 @@
+"""Random numbers as functions of what they are drawn for, so that an interrupted run goes on as it would have."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def run_seed() -> int:
+    """Return the seed of the run, as `lightning.seed_everything` has set it, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def derive_seed(*numbers: int) -> int:
+    """Mix whole numbers, none of them negative, to a seed of 64 bits; other numbers give an unrelated one."""
+    low, high = np.random.SeedSequence(numbers).generate_state(2)
+    return int(high) << 32 | int(low)
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch from `derive_seed(*numbers)`, and put them back afterwards.
+
+    timm's transforms draw from all three, and know no generator of their own.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed = derive_seed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # of the CPU alone: a worker process must not touch a GPU
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
