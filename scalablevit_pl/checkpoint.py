@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None  # torch compares no checksums
+        if damaged is not None:
+            raise ValueError(f"the checksum of its part {damaged!r} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

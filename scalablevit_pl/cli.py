@@ -10,10 +10,14 @@ import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalablevit_pl import __version__
 from scalablevit_pl.pages import COMMANDS, HELP, RELEASE_PAGES, help_page
 from scalablevit_pl.run_folder import CONFIG, existing_run, run_folder
+
+if TYPE_CHECKING:
+    from scalablevit_pl.callbacks.preemption import PreemptedError
 
 PACKAGE = Path(__file__).parent
 # Beside the recipes in an installed package; in a checkout they lie at its top.
@@ -69,6 +73,7 @@ def show_log() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own, with a new torch
         "Using `DistributedSampler` with the dataloaders",  # which for us counts no sample twice
+        "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it did
         "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's
         "The '.*' does not have many workers",
         r"Found \d+ module\(s\) in eval mode",  # frozen ones, as asked for
@@ -79,6 +84,11 @@ def show_log() -> None:
 def is_first_process() -> bool:
     """Tell whether this is the only process of a run or the one that speaks for all, however they were started."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def started_with_others() -> bool:
+    """Tell whether torchrun or SLURM has started other processes of the run, which see the same command line."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def fail(sentence: str) -> int:
@@ -103,14 +113,35 @@ def run(command: str, options: list[str]) -> int:
     sys.argv[1:] = [command, *settle(command, options)]
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from scalablevit_pl.callbacks.preemption import PreemptedError
     from scalablevit_pl.experiment import ExperimentCLI
 
     try:
         ExperimentCLI(shlex.join(["scalablevit", command, *options]))
+    except PreemptedError as stop:
+        return end_preempted(stop)
     except SIGTERMException:  # which would end with status 0, as if all were done
-        fail("stopped by SIGTERM: go on with --resume last")
+        fail("stopped by SIGTERM")
         return 128 + signal.SIGTERM
     return 0
+
+
+def end_preempted(stop: "PreemptedError") -> int:
+    """Say how a stopped run goes on, have SLURM run it again if that is what was asked for, and return the exit status.
+
+    Raises:
+        ValueError: If SLURM refuses.
+    """
+    from scalablevit_pl.callbacks.preemption import REQUEUE, requeue_job
+
+    first = is_first_process()
+    job = requeue_job() if first and stop.signum == REQUEUE else None
+    if job is not None:
+        logging.getLogger(__package__).info("%s: job %s is requeued and will go on", stop, job)
+        return 0
+    if first:
+        fail(f"{stop}: go on with --resume auto")
+    return 128 + stop.signum
 
 
 def settle(command: str, options: list[str]) -> list[str]:
@@ -137,6 +168,10 @@ def settle(command: str, options: list[str]) -> list[str]:
         if not has(words, "--config") and (folder / CONFIG).is_file():
             words = ["--config", str(folder / CONFIG), *words]
     else:
+        if started_with_others():
+            raise ValueError(
+                "several processes need one name for the run, which each would make up: give it with --run"
+            )
         words += ["--run", default_run(words)]
     if not any(word.startswith(("--config", "--data", "--model", "--print_config")) for word in words):
         raise ValueError(

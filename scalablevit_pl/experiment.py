@@ -3,17 +3,19 @@
 import logging
 import re
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
 from scalablevit_pl.callbacks.initialization import StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
@@ -24,7 +26,15 @@ from scalablevit_pl.checkpoint import RECORD_KEY, TrainedClassifier, find_checkp
 from scalablevit_pl.explanation import explain_argument
 from scalablevit_pl.models import ImageClassifier
 from scalablevit_pl.preprocessing import Preprocessing
-from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, run_folder
+from scalablevit_pl.run_folder import (
+    CHECKPOINTS,
+    check_resumable,
+    claim_folder,
+    differences,
+    locked_folder,
+    resumable_checkpoints,
+    run_folder,
+)
 from scalablevit_pl.weights import FROM_WEIGHTS, adopt_network, load_weights
 
 logger = logging.getLogger(__name__)
@@ -42,6 +52,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, command_line: str = "") -> None:
         self.command_line = command_line
+        self.held = ExitStack()
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             pl.LightningModule,
@@ -74,6 +85,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--weights", type=str | None, help="Start from a run, a checkpoint, a model's folder or a Hub repository."
         )
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, then settle the run folder and the checkpoint before anything expensive is made.
@@ -87,8 +99,13 @@ class ExperimentCLI(LightningCLI):
             raise ValueError(explain_argument(str(error), self._subcommand_parsers.values())) from error
         command, config = self.config.subcommand, self.config[self.config.subcommand]
         self.folder = run_folder(config.run)
-        if config.ckpt_path in ("best", "last"):
-            config.ckpt_path = self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt"
+        checkpoint: dict[str, Any] | None = None
+        self.restarts = False
+        if config.ckpt_path == "auto":
+            config.ckpt_path, checkpoint = self._newest_checkpoint(command)
+            self.restarts = checkpoint is None
+        elif config.ckpt_path in ("best", "last"):
+            config.ckpt_path = self.folder / CHECKPOINTS / f"{config.ckpt_path}.ckpt"
         elif config.ckpt_path is None and config.weights is None and command != "fit":
             config.ckpt_path = self.folder
         self.stored: dict[str, Any] | None = None
@@ -97,7 +114,7 @@ class ExperimentCLI(LightningCLI):
         if config.ckpt_path is not None:
             names = ("last", "best") if command == "fit" else ("best", "last")
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, names))
-            checkpoint = read_checkpoint(Path(config.ckpt_path))
+            checkpoint = checkpoint or read_checkpoint(Path(config.ckpt_path))
             self.stored, self.step = checkpoint[RECORD_KEY], checkpoint.get("global_step")
             logger.info("weights from %s", config.ckpt_path)
         elif config.weights is not None:
@@ -107,6 +124,31 @@ class ExperimentCLI(LightningCLI):
             raise ValueError(
                 "this recipe starts from weights: say from which with --weights FOLDER or --weights OWNER/NAME"
             )
+
+    def _newest_checkpoint(self, command: str) -> tuple[Path | None, dict[str, Any] | None]:
+        """Find the newest checkpoint of the run that is whole; there is none if the run has not come so far.
+
+        Raises:
+            ValueError: If there are checkpoints, and all of them are damaged; or for another command than a fit.
+        """
+        if command != "fit":
+            raise ValueError("auto is for going on with a fit: give best, last or a file")
+        paths = resumable_checkpoints(self.folder)
+        for path in paths:
+            try:
+                checkpoint = read_checkpoint(path)
+            except ValueError as error:
+                logger.warning("%s: the one before it is taken", error)
+                continue
+            logger.info("%s is the newest whole checkpoint: going on after step %s", path, checkpoint["global_step"])
+            return path, checkpoint
+        if paths:
+            raise ValueError(
+                f"none of the {len(paths)} checkpoints in {str(self.folder)!r} can be read: choose another name with "
+                "--run to begin anew"
+            )
+        logger.info("there is no checkpoint in %s: starting from the beginning", self.folder)
+        return None, None
 
     def _adopt(self, config: Namespace, trained: TrainedClassifier) -> None:
         """Let the configuration build the network of the weights and use the preprocessing they were trained with.
@@ -150,13 +192,16 @@ class ExperimentCLI(LightningCLI):
         self._dump_config()
         record = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
         self.record = record | {"run": str(config.run)}
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        process = getattr(rank_zero_only, "rank", 0)
+        if self.config.subcommand == "fit":
+            self.held.enter_context(locked_folder(self.folder, process))
+        if process == 0:
             if self.config.subcommand == "fit":
                 if self.stored is not None:
                     check_resumable(self.stored["config"], self.record)
                 # A checkpoint of another run does not make this folder's run one that is resumed.
                 inside = self.stored is not None and self.folder.resolve() in Path(config.ckpt_path).resolve().parents
-                claim_folder(self.folder, self.record, resume=inside)
+                claim_folder(self.folder, self.record, resume=inside or self.restarts)
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -164,20 +209,35 @@ class ExperimentCLI(LightningCLI):
         settings = self.config_init[self.config.subcommand].trainer
         if self.config.subcommand != "fit":
             kwargs |= {"logger": False, "enable_checkpointing": False}
-        elif settings.logger is not False:
-            kwargs["logger"] = self._loggers(settings.logger)
+        else:
+            kwargs["plugins"] = self._plugins(settings.plugins)
+            if settings.logger is not False:
+                kwargs["logger"] = self._loggers(settings.logger)
         if settings.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the run record says in one line what matters of it
         return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
 
+    def _plugins(self, own: Any) -> list[Any]:
+        """Return the user's plugins with our way to write checkpoints, if there is no other one among them."""
+        plugins = own if isinstance(own, list) else [] if own is None else [own]
+        has_one = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        return plugins if has_one else [*plugins, WholeCheckpointIO()]
+
     def _loggers(self, own: Logger | list[Logger] | bool | None) -> list[Logger]:
         """Return ours, of which TensorBoard's makes way for those that the user has chosen."""
         if own is None or isinstance(own, bool):
-            own = TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False)
+            # What an earlier part of the run has written about the steps that come again is not shown.
+            past: Any = {"purge_step": self.step or 0} if self.stored is not None or self.restarts else {}
+            own = TensorBoardLogger(self.folder, name="tensorboard", version="", default_hp_metric=False, **past)
         return [MetricsLog(self.folder / "metrics.csv"), *(own if isinstance(own, list) else [own])]
 
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: the command line and the configuration say what is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command, and let go of the run folder at its end."""
+        with self.held:
+            super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Return the arguments of the trainer's method, which reads checkpoints as data and runs no code in them."""
@@ -198,22 +258,12 @@ class ExperimentCLI(LightningCLI):
             ours.append(RunRecord(self.folder, self.record, stored, self.command_line))
             ours.append(StartFromWeights(self.trained, settings.weights))
             self.trained = None  # what the callback lets go of shall be free
-        if command == "fit":
-            if config["enable_checkpointing"] is not False:
-                ours += checkpoints(self.folder / "checkpoints")
-        elif command == "predict":
+        if command != "fit" or config["enable_checkpointing"] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoints)]
+        if command == "predict":
             ours.append(PredictionWriter(self.folder / "predictions.csv"))
-        else:
+        elif command != "fit":
             source = {"checkpoint": settings.ckpt_path, "global_step": self.step}
             source = {"weights": settings.weights} if settings.ckpt_path is None else source
             ours.append(EvaluationReport(self.folder, source | {"command": self.command_line}))
         return super()._instantiate_trainer(config, [*callbacks, *ours])
-
-
-def checkpoints(folder: Path) -> list[pl.Callback]:
-    """Keep `last.ckpt`, from the end of each epoch, apart from `best.ckpt`, by `val/top1`."""
-    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
-    best = ModelCheckpoint(
-        folder, "best", monitor="val/top1", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
-    )
-    return [best, last]

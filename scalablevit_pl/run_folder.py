@@ -1,7 +1,10 @@
 """Where a run keeps what it leaves behind."""
 
 import difflib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,12 @@ import yaml
 
 from scalablevit_pl.storage import written_aside
 
+logger = logging.getLogger(__name__)
+
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
 RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
 
 
@@ -40,6 +47,56 @@ def existing_run(run: str) -> Path:
     raise ValueError(f"there is no run in {str(folder)!r}: {hint}")
 
 
+def newest_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints `step=N.ckpt` in a folder, the one that was written last first."""
+    return sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def resumable_checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints that a run can be gone on with, the one that was written last first, none of them twice.
+
+    `best.ckpt` is none of them: it is written before the epoch that it is of has ended.
+    """
+    steps, last = newest_checkpoints(run / CHECKPOINTS), run / CHECKPOINTS / LAST
+    if last.is_file() and not any(path.samefile(last) for path in steps):
+        steps = sorted([last, *steps], key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return steps
+
+
+@contextmanager
+def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Iterator[None]:
+    """Keep a run folder from being trained in twice, as when a killed run's other processes live for a few seconds.
+
+    Args:
+        folder: The run folder, which is made if need be.
+        process: Number of this process in the run; each has a lock of its own.
+        patience: Seconds to wait for the lock.
+
+    Raises:
+        ValueError: If another process has it for longer.
+    """
+    from filelock import FileLock, Timeout  # which `--help` need not wait for
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".lock-{process}")
+    try:
+        with suppress(Timeout):
+            lock.acquire(timeout=0.0)
+        if not lock.is_locked:
+            logger.info("waiting for another process that trains in %s", folder)
+            lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise ValueError(
+            f"another process trains in {str(folder)!r}: wait for its end, or choose another name with --run"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        logger.warning("%s cannot be locked (%s): see that no other run writes into it", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
     """Write `config.yaml` into a run folder, which is made if need be.
 
@@ -49,38 +106,27 @@ def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
     path = folder / CONFIG
     if (folder / RESOLVED).exists() and not resume:
         raise ValueError(
-            f"{str(folder)!r} already holds a run: choose another name with --run, or continue it with --resume last"
+            f"{str(folder)!r} already holds a run: choose another name with --run, or continue it with --resume auto"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
         aside.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def take_folder(folder: Path) -> None:
-    """Mark a folder as one that holds a run, which one process alone can do.
-
-    Raises:
-        ValueError: If another run has been faster.
-    """
-    try:
-        (folder / RESOLVED).touch(exist_ok=False)
-    except FileExistsError as error:
-        raise ValueError(f"another run has begun in {str(folder)!r}: choose another name with --run") from error
-
-
 def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare the configurations of a run's parts where a difference would be a contradiction.
 
     The length of the training and where it runs may change, and with it how a batch is shared out: the global batch is
-    compared once it is known.
+    compared once it is known. Of the trainer's settings those of the clipping are compared.
 
     Raises:
         ValueError: If they differ; it lists the differences.
     """
     changed = [
         line
-        for section in ("model", "data", "weights")
+        for section in ("seed_everything", "model", "data", "weights", "trainer")
         for line in differences(earlier.get(section), now.get(section), section)
+        if section != "trainer" or line.startswith("trainer.gradient_clip")
         if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))
     ]
     if changed:

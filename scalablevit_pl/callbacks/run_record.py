@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
 from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network, same_classes
 from scalablevit_pl.plotting import draw_curves
-from scalablevit_pl.run_folder import RESOLVED, differences, take_folder
+from scalablevit_pl.run_folder import RESOLVED, differences
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
@@ -70,19 +70,13 @@ class RunRecord(pl.Callback):
         """Say and save what was resolved; go on with the metrics of an earlier part of the run.
 
         Raises:
-            ValueError: If a resumed run would train with another global batch than before.
+            ValueError: If a resumed run would train with another global batch than before, or goes on in the middle of
+                an epoch that is cut into batches in another way now.
         """
+        self._compare_with_trained(trainer, pl_module)
         resolved: dict[str, Any] = pl_module.resolved  # type: ignore[assignment]
-        earlier = (self.stored or {}).get("global_batch", resolved["global_batch"])
-        if resolved["global_batch"] != earlier:
-            raise ValueError(
-                f"the run had a global batch of {earlier} and would go on with one of {resolved['global_batch']}: "
-                "choose batch size, devices and accumulation so that it stays the same"
-            )
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.stored is None:
-            take_folder(self.folder)
         origin = {"command": self.command, "weights": self.config.get("weights")}
         save_json(resolved | origin, self.folder / RESOLVED)
         logger.info(
@@ -93,6 +87,23 @@ class RunRecord(pl.Callback):
         )
         for log in self._metrics_logs(trainer):
             log.continue_from(trainer.global_step)
+
+    def _compare_with_trained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        resolved: dict[str, Any] = pl_module.resolved  # type: ignore[assignment]
+        stored = self.stored or {}
+        earlier = stored.get("global_batch", resolved["global_batch"])
+        if resolved["global_batch"] != earlier:
+            raise ValueError(
+                f"the run had a global batch of {earlier} and would go on with one of {resolved['global_batch']}: "
+                "choose batch size, devices and accumulation so that it stays the same"
+            )
+        batches = stored.get("batches_per_epoch", trainer.num_training_batches)
+        if stored.get("batch", 0) > 0 and batches != trainer.num_training_batches:
+            raise ValueError(
+                f"the checkpoint is from the middle of an epoch of {batches} batches a process, of which there would "
+                f"be {trainer.num_training_batches} now: keep batch size and number of processes, or go on from a "
+                "checkpoint of an epoch's end"
+            )
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -107,6 +118,8 @@ class RunRecord(pl.Callback):
             "config": self.config,
             "command": self.command,
             "global_batch": pl_module.resolved["global_batch"],  # type: ignore[index]
+            "batches_per_epoch": trainer.num_training_batches,
+            "batch": datamodule.state_dict().get("batch", 0),
         }
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -21,6 +21,7 @@ from scalablevit_pl.data.source import (
     select_split,
 )
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.randomness import run_seed, seeded
 
@@ -225,6 +226,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,
+            worker_init_fn=spare_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -1,10 +1,21 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from scalablevit_pl.run_folder import check_resumable, claim_folder, differences, existing_run, run_folder, take_folder
+from scalablevit_pl.run_folder import (
+    check_resumable,
+    claim_folder,
+    differences,
+    existing_run,
+    locked_folder,
+    resumable_checkpoints,
+    run_folder,
+)
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -88,7 +99,7 @@ def test_a_second_run_in_the_folder_is_refused() -> None:
     start("first")
     Path("runs/first/resolved.json").write_text("{}")  # from here on it has begun to train
     before = Path("runs/first/config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"'runs/first' already holds a run: .*--run.*--resume last"):
+    with pytest.raises(ValueError, match=r"'runs/first' already holds a run: .*--run.*--resume auto"):
         claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=False)
     assert Path("runs/first/config.yaml").read_bytes() == before
 
@@ -110,12 +121,11 @@ def test_a_resume_writes_its_configuration() -> None:
     ("path", "value"),
     [
         ("trainer.max_epochs", 9),
-        ("seed_everything", 1),
         ("data.init_args.num_workers", 7),
         ("data.init_args.batch_size", 64),
     ],
 )
-def test_a_resume_may_change_length_seed_and_loaders(path: str, value: int) -> None:
+def test_a_resume_may_change_length_and_loaders(path: str, value: int) -> None:
     check_resumable(CONFIG, changed(path, value))
 
 
@@ -154,11 +164,39 @@ def test_differences_are_listed_with_their_place() -> None:
     ]
 
 
-def test_one_of_two_runs_takes_the_folder() -> None:
-    start("first")
-    take_folder(run_folder("first"))
-    with pytest.raises(ValueError, match="another run has begun in 'runs/first'"):
-        take_folder(run_folder("first"))
+@pytest.mark.parametrize(("path", "value"), [("seed_everything", 1), ("trainer.gradient_clip_val", 1.0)])
+def test_a_resume_with_another_seed_or_clipping_is_refused(path: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{path} was .* and is {value}"):
+        check_resumable(CONFIG, changed(path, value))
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from scalablevit_pl.run_folder import locked_folder\n"
+    code += "with locked_folder(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="another process trains in"), locked_folder(tmp_path, patience=0.1):
+            pass
+        with locked_folder(tmp_path, process=1, patience=0.0):  # another process of the same run
+            pass
+        other.kill()
+    with locked_folder(tmp_path, patience=5.0):
+        pass
+
+
+def test_what_a_run_goes_on_with_is_what_was_written_last(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for age, name in enumerate(("step=30", "step=4", "best", "step=20")):
+        (folder / f"{name}.ckpt").touch()
+        os.utime(folder / f"{name}.ckpt", (100 - age, 100 - age))
+    assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "step=20"]
+    os.link(folder / "step=4.ckpt", folder / "last.ckpt")  # one file is tried once
+    assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "step=20"]
+    (folder / "last.ckpt").unlink()
+    (folder / "last.ckpt").touch()
+    assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["last", "step=30", "step=4", "step=20"]
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", ".."])

@@ -49,7 +49,7 @@ ALLOWED = {
         "run_folder",
         "storage",
     },
-    "cli": {"experiment", "explanation", "pages", "prediction", "release", "run_folder", "weights"},
+    "cli": {"callbacks", "experiment", "explanation", "pages", "prediction", "release", "run_folder", "weights"},
     "__main__": {"cli"},
     "__init__": {"models", "tasks", "data"},
 }

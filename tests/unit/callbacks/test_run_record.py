@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,10 @@ RESOLVED = {
 
 
 def make_trainer(names: list[str] = NAMES, preprocessing: Preprocessing = SMALL, **values: Any) -> Any:
-    return SimpleNamespace(datamodule=SimpleNamespace(class_names=names, preprocessing=preprocessing), **values)
+    datamodule = SimpleNamespace(
+        class_names=names, preprocessing=preprocessing, state_dict=lambda: {"epoch": 2, "batch": 3}
+    )
+    return SimpleNamespace(datamodule=datamodule, **{"num_training_batches": 10} | values)
 
 
 def make_module(num_classes: int = 2, network: nn.Module | None = None) -> Any:
@@ -74,6 +78,7 @@ def test_checkpoints_carry_what_it_takes_to_use_the_network(tmp_path: Path) -> N
     record = RunRecord(tmp_path, config, command="scalablevit fit")
     record.on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
     own = {"schema": 1, "network": network.config, "config": config, "command": "scalablevit fit"}
+    own |= {"batch": 3, "batches_per_epoch": 10}
     assert checkpoint["scalablevit_pl"] == STORED | own
 
 
@@ -108,6 +113,17 @@ def test_a_resume_with_another_global_batch_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(is_global_zero=True, fast_dev_run=0)
     with pytest.raises(ValueError, match="had a global batch of 16 and would go on with one of 8"):
         RunRecord(tmp_path, {}, STORED | {"global_batch": 16}).on_train_start(trainer, make_module())
+
+
+@pytest.mark.parametrize(("batch", "batches", "refused"), [(3, 20, True), (0, 20, False), (3, 10, False)])
+def test_the_middle_of_an_epoch_of_other_batches_is_nothing_to_go_on_from(
+    batch: int, batches: int, refused: bool, tmp_path: Path
+) -> None:
+    trainer = make_trainer(is_global_zero=False, fast_dev_run=0)
+    record = RunRecord(tmp_path, {}, STORED | {"batch": batch, "batches_per_epoch": batches})
+    expected = pytest.raises(ValueError, match="an epoch of 20 batches a process, of which there would be 10 now")
+    with expected if refused else nullcontext():
+        record.on_train_start(trainer, make_module())
 
 
 def test_curves_are_drawn_once_an_epoch_is_logged(tmp_path: Path) -> None:
