@@ -74,6 +74,7 @@ def show_log() -> None:
         ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own, with a new torch
         "Using `DistributedSampler` with the dataloaders",  # which for us counts no sample twice
         "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it did
+        r"It is recommended to use `self.log\('(val|test)",  # where all processes have computed the same number
         "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's
         "The '.*' does not have many workers",
         r"Found \d+ module\(s\) in eval mode",  # frozen ones, as asked for

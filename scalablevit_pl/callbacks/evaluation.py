@@ -47,7 +47,8 @@ class EvaluationReport(pl.Callback):
     ) -> None:
         """Count a batch and keep the images that will be shown."""
         self.table.add(batch, outputs)
-        self.confusion.update(outputs, batch["label"])
+        counted = batch["index"] >= 0
+        self.confusion.update(outputs[counted], batch["label"][counted])
         for position, index in enumerate(batch["index"].tolist()):
             if index in self.shown:
                 self.images[index] = self._pixels(batch["image"][position])
@@ -59,7 +60,12 @@ class EvaluationReport(pl.Callback):
         self.images = gather_by_index(self.images)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the files."""
+        """Write the files.
+
+        Raises:
+            ValueError: If not each sample of the split was counted once.
+        """
+        check_count("test", trainer)
         if not trainer.is_global_zero:
             return
         metrics = self._save_metrics("test", trainer)
@@ -80,8 +86,15 @@ class EvaluationReport(pl.Callback):
         logger.info("results are in %s", self.folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the numbers of `scalablevit validate`; those of a fit are in metrics.csv."""
-        if trainer.state.fn == "validate" and trainer.is_global_zero:
+        """Record the numbers of `scalablevit validate`; those of a fit are in metrics.csv.
+
+        Raises:
+            ValueError: If not each sample of the split was counted once.
+        """
+        if trainer.state.fn != "validate":
+            return
+        check_count("val", trainer)
+        if trainer.is_global_zero:
             self._save_metrics("val", trainer)
 
     def _pixels(self, image: Tensor) -> Tensor:
@@ -98,8 +111,26 @@ class EvaluationReport(pl.Callback):
             "dataset": datamodule.dataset,
             "revision": datamodule.revision,
             "split": datamodule.images[part].split,
+            "split_samples": len(datamodule.images[part]),
             "preprocessing": datamodule.preprocessing.to_dict(),
             "processes": trainer.world_size,
         }
         save_json(metrics | circumstances, self.folder / f"{part}.json")
         return metrics
+
+
+def check_count(part: str, trainer: pl.Trainer) -> None:
+    """Compare how many samples an evaluation has counted with how many its split has, unless batches were limited.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    limit = trainer.limit_test_batches if part == "test" else trainer.limit_val_batches
+    images = trainer.datamodule.images[part]  # type: ignore[attr-defined]
+    counted = int(trainer.callback_metrics[f"{part}/samples"])
+    # A share of all is 1.0, whereas 1 means a single batch.
+    if isinstance(limit, float) and limit == 1.0 and counted != len(images):
+        raise ValueError(
+            f"{counted:,} samples of split {images.split!r} were counted, and it has {len(images):,}: these are not "
+            "the numbers of the split, so evaluate anew on one process with --trainer.devices=1"
+        )

@@ -28,12 +28,17 @@ class PredictionTable:
         self.rows: dict[int, dict[str, Any]] = {}
 
     def add(self, batch: dict[str, Any], probabilities: Tensor) -> None:
-        """Add a batch's `index`, `path` and, where known, `label`, with its probabilities `(B, K)`."""
+        """Add a batch's `index`, `path` and, where known, `label`, with its probabilities `(B, K)`.
+
+        Samples with a negative `index` only fill the batch and are left out.
+        """
         values, classes = probabilities.topk(self.top, dim=1)
         labels = batch["label"].tolist() if "label" in batch else [None] * len(values)
         for index, path, label, names, row in zip(
             batch["index"].tolist(), batch["path"], labels, classes.tolist(), values.tolist(), strict=True
         ):
+            if index < 0:
+                continue
             named = {"index": index, "path": path, "label": "" if label is None else self.class_names[label]}
             for rank, (name, value) in enumerate(zip(names, row, strict=True), start=1):
                 named |= {f"label_{rank}": self.class_names[name], f"probability_{rank}": f"{value:.6f}"}

@@ -58,19 +58,23 @@ class DatasetImages(Dataset[dict[str, Any]]):
         """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
 
         Args:
-            item: A position, or a draw of a training epoch, of which the transform's random numbers are a function.
+            item: A position, or a draw of a training epoch, of which the transform's random numbers are a function. A
+                negative position gives a filler: the first sample, with a negative `index`.
 
         Raises:
             UnreadableImageError: If the image cannot be decoded; it names the file, or split and row.
         """
-        index = self.indices[item.position if isinstance(item, Draw) else item]
-        image, path = self._decode(index)
         if isinstance(item, Draw):
+            index = number = self.indices[item.position]
+            image, path = self._decode(index)
             with seeded(self.seed, item.epoch, index, item.repeat):
                 pixels = self.transform(image)
         else:
+            index = self.indices[max(item, 0)]
+            number = index if item >= 0 else item
+            image, path = self._decode(index)
             pixels = self.transform(image)
-        sample: dict[str, Any] = {"image": pixels, "index": index, "path": path}
+        sample: dict[str, Any] = {"image": pixels, "index": number, "path": path}
         return sample if self.labels is None else sample | {"label": self.labels[index]}
 
     def _decode(self, index: int) -> tuple[Image.Image, str]:

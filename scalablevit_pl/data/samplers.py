@@ -1,5 +1,6 @@
 """Which process sees which sample."""
 
+import math
 from collections.abc import Iterator, Sized
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from scalablevit_pl.randomness import derive_seed
+
+FILLER = -1  # the position of a sample that counts nothing
 
 
 class Draw(NamedTuple):
@@ -74,10 +77,11 @@ class TrainingSampler(DistributedSampler[Any]):
 
 
 class EvaluationSampler(DistributedSampler[Any]):
-    """Each sample exactly once over all processes, so that metrics count nothing twice.
+    """Each sample exactly once over all processes, and on each process equally many positions.
 
-    torch's own DistributedSampler repeats samples until all processes have equally many. This one is derived from it
-    for the same reason as the training sampler.
+    torch's own DistributedSampler repeats samples until all processes have equally many. This one gives fillers, which
+    nothing counts: with as many batches as the others no process waits for one that has none left. It is derived from
+    torch's so that Lightning knows it and does not put another in its place.
 
     Args:
         dataset: Gives the number of samples.
@@ -87,10 +91,12 @@ class EvaluationSampler(DistributedSampler[Any]):
 
     def __init__(self, dataset: Sized, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.indices = range(rank, len(dataset), num_replicas)
+        own = range(rank, len(dataset), num_replicas)
+        share = math.ceil(len(dataset) / num_replicas)
+        self.positions = [*own, *[FILLER] * (share - len(own))]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+        return iter(self.positions)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.positions)

@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule
 from scalablevit_pl.tasks.base import BaseTask, peak_rate
+from scalablevit_pl.tasks.calibration import CalibrationError
+from scalablevit_pl.tasks.metric import SampleAverages
 
 Batch = dict[str, Any]
-PARTS = ("train", "val", "test")
+EVALUATIONS = ("val", "test")
 TOP = 5
 AVERAGES = "train_averages"  # their place in a checkpoint
 
@@ -23,8 +25,9 @@ AVERAGES = "train_averages"  # their place in a checkpoint
 class ClassificationTask(BaseTask):
     """Train and evaluate an image classifier.
 
-    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1, and
-    `{val,test}/samples`, how many samples were counted. With mixed labels `train/top1` asks for the heaviest class.
+    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1;
+    `{val,test}/ece`, the calibration error, and `{val,test}/samples`, how many samples were counted. With mixed labels
+    `train/top1` asks for the heaviest class. Samples of an evaluation with a negative `index` only fill a batch.
 
     Args:
         network: Takes images `(B, C, H, W)` to logits `(B, K)`; has an attribute `num_classes`.
@@ -62,7 +65,8 @@ class ClassificationTask(BaseTask):
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(part, num_classes) for part in PARTS})
+        self.averages = _metrics(num_classes)
+        self.evaluations = nn.ModuleDict({part: _evaluation_metrics(num_classes) for part in EVALUATIONS})
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits `(B, K)` from images `(B, C, H, W)`."""
@@ -75,7 +79,7 @@ class ClassificationTask(BaseTask):
         losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
         loss = losses.mean()
         hard_label = label.argmax(dim=1) if label.ndim == 2 else label
-        metrics = self._part("train")
+        metrics = self._training_metrics()
         metrics["loss"].update(losses.detach())
         metrics["top1"].update(logits.detach(), hard_label)
         metrics["top5"].update(logits.detach(), hard_label)
@@ -85,7 +89,7 @@ class ClassificationTask(BaseTask):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages over the samples of all processes, and begin anew."""
-        for name, metric in self._part("train").items():
+        for name, metric in self._training_metrics().items():
             self.log(f"train/{name}", metric.compute(), prog_bar=name in ("loss", "top1"))
             metric.reset()
 
@@ -93,13 +97,13 @@ class ClassificationTask(BaseTask):
         """Add what an unfinished epoch's averages have summed up, `(processes, …)` for each sum; a collective call."""
         checkpoint[AVERAGES] = {
             name: {state: self._of_all_processes(getattr(metric, state)) for state in metric._defaults}
-            for name, metric in self._part("train").items()
+            for name, metric in self._training_metrics().items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with these sums, each process with its own, or the first with all where their number has changed."""
         for name, states in checkpoint.get(AVERAGES, {}).items():
-            metric = self._part("train")[name]
+            metric = self._training_metrics()[name]
             metric._update_count = 1  # else torchmetrics warns of an average without samples
             for state, sums in states.items():
                 if len(sums) == self.trainer.world_size:
@@ -112,8 +116,8 @@ class ClassificationTask(BaseTask):
         gathered: Tensor = self.all_gather(value)  # type: ignore[assignment]
         return gathered.reshape(self.trainer.world_size, *value.shape).cpu()
 
-    def _part(self, part: str) -> dict[str, Metric]:
-        return dict(self.metrics[f"{part}_metrics"].items())  # type: ignore[operator]
+    def _training_metrics(self) -> dict[str, Metric]:
+        return dict(self.averages.items())  # type: ignore[arg-type]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count a batch and return its class probabilities `(B, K)`."""
@@ -128,25 +132,49 @@ class ClassificationTask(BaseTask):
         probabilities: Tensor = self(batch["image"]).float().softmax(dim=1)
         return probabilities
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin with nothing counted."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin with nothing counted."""
+        self._begin("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was counted, by all processes."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was counted, by all processes."""
+        self._log_evaluation("test")
+
+    def _begin(self, part: str) -> None:
+        for metric in self._evaluation_metrics(part):
+            metric.reset()
+
     def _evaluate(self, part: str, batch: Batch) -> Tensor:
         logits = self(batch["image"]).float()
-        self._count(part, logits, batch["label"], F.cross_entropy(logits, batch["label"], reduction="none"))
         probabilities: Tensor = logits.softmax(dim=1)
+        label = batch["label"]
+        counted = batch["index"] >= 0 if "index" in batch else torch.ones_like(label, dtype=torch.bool)
+        averages, calibration = self._evaluation_metrics(part)
+        averages.update(logits, label, counted)
+        calibration.update(probabilities, label, counted)
         return probabilities
 
-    def _count(self, part: str, logits: Tensor, label: Tensor, losses: Tensor) -> None:
-        """Add a batch to the averages of its part and log them as they stand at the epoch's end."""
-        metrics = self._part(part)
-        metrics["loss"].update(losses)
-        metrics["top1"].update(logits, label)
-        metrics["top5"].update(logits, label)
-        metrics["samples"].update(len(label))
-        for name, metric in metrics.items():
-            self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name in ("loss", "top1"))
+    def _log_evaluation(self, part: str) -> None:
+        """Log the metrics of all processes' samples; each process has to call it, also one that has none of its own."""
+        averages, calibration = self._evaluation_metrics(part)
+        for name, value in {**averages.compute(), "ece": calibration.compute()}.items():
+            self.log(f"{part}/{name}", value, sync_dist=False, prog_bar=name in ("loss", "top1"))
+
+    def _evaluation_metrics(self, part: str) -> tuple[SampleAverages, CalibrationError]:
+        averages, calibration = self.evaluations[part].values()  # type: ignore[operator]
+        return averages, calibration
 
 
-def _metrics(part: str, num_classes: int) -> nn.ModuleDict:
-    """Build the averages of one part; a loss that is not a number makes the average none, too."""
+def _metrics(num_classes: int) -> nn.ModuleDict:
+    """Build the averages of the training; a loss that is not a number makes the average none, too."""
     dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # which Apple's GPUs do not have
 
     def accuracy(top: int) -> Metric:
@@ -158,4 +186,9 @@ def _metrics(part: str, num_classes: int) -> nn.ModuleDict:
         "top1": accuracy(1),
         "top5": accuracy(TOP),
     }
-    return nn.ModuleDict(metrics if part == "train" else metrics | {"samples": SumMetric().set_dtype(dtype)})
+    return nn.ModuleDict(metrics)
+
+
+def _evaluation_metrics(num_classes: int) -> nn.ModuleDict:
+    """Build what an evaluation counts."""
+    return nn.ModuleDict({"averages": SampleAverages(min(TOP, num_classes)), "calibration": CalibrationError()})

@@ -1,4 +1,5 @@
 import io
+import math
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -178,8 +179,8 @@ def test_processes_share_the_images(make_parquet: MakeFiles) -> None:
         parts["train"].append(indices(data.train_dataloader()))
         parts["val"].append(indices(data.val_dataloader()))
         parts["test"].append(indices(data.test_dataloader()))
-    assert parts["val"] == [[0, 3, 6], [1, 4], [2, 5]]
-    assert parts["test"] == [[0, 3], [1, 4], [2]]
+    assert parts["val"] == [[0, 3, 6], [1, 4, -1], [2, 5, -1]]
+    assert parts["test"] == [[0, 3], [1, 4], [2, -1]]
     assert [len(part) for part in parts["train"]] == [6, 6, 6]
     assert len({index for part in parts["train"] for index in part}) == 18
 
@@ -319,10 +320,21 @@ def test_the_shipped_sample_is_cut_into_nine_and_one_thousand() -> None:
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_the_evaluation_sampler_gives_each_sample_exactly_once(samples: int, processes: int) -> None:
     samplers = [EvaluationSampler(range(samples), processes, rank) for rank in range(processes)]
-    assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
-    assert sorted(index for sampler in samplers for index in sampler) == list(range(samples))
-    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
+    assert {len(list(sampler)) for sampler in samplers} == {len(samplers[0])} == {math.ceil(samples / processes)}
+    assert sorted(index for sampler in samplers for index in sampler if index >= 0) == list(range(samples))
+    assert all(index == -1 for sampler in samplers for index in sampler if index < 0)
     assert isinstance(samplers[0], DistributedSampler)  # else Lightning would put a padding one in its place
+
+
+def test_a_filler_is_the_first_sample_by_another_number(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 20}), batch_size=1)
+    data.setup("validate")
+    images = data.images["val"]
+    first, filler = images[0], images[-1]
+    assert first["index"] >= 0
+    assert filler["index"] == -1
+    assert torch.equal(filler["image"], first["image"])
+    assert (filler["label"], filler["path"]) == (first["label"], first["path"])
 
 
 def test_the_order_over_processes_follows_the_seed(make_parquet: MakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:

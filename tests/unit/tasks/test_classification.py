@@ -85,6 +85,21 @@ def ranks(samples: Samples, labels: list[int]) -> list[int]:
     return [sorted(row, reverse=True).index(row[label]) for row, label in zip(logits, labels, strict=True)]
 
 
+def calibration_error(probabilities: Tensor, labels: list[int], bins: int = 15) -> float:
+    """Guo et al. 2017, equation 3, written out."""
+    members: dict[int, list[tuple[float, bool]]] = {}
+    for row, label in zip(probabilities.tolist(), labels, strict=True):
+        confidence = max(row)
+        number = next(place for place in range(1, bins + 1) if confidence <= place / bins)
+        members.setdefault(number, []).append((confidence, row.index(confidence) == label))
+    error = 0.0
+    for inside in members.values():
+        accuracy = sum(right for _, right in inside) / len(inside)
+        mean = sum(confidence for confidence, _ in inside) / len(inside)
+        error += len(inside) / len(labels) * abs(accuracy - mean)
+    return error
+
+
 def share(hits: list[bool]) -> float:
     return sum(hits) / len(hits)
 
@@ -98,7 +113,9 @@ def test_evaluation_counts_each_sample_once(part: str, count: int, make_trainer:
     run = {"val": trainer.validate, "test": trainer.test}[part]
     (metrics,) = run(ClassificationTask(Scores()), DataLoader(samples, batch_size=4), verbose=False)
     places = ranks(samples, labels)
+    probabilities = log_probabilities(samples).exp()
     assert metrics == {
+        f"{part}/ece": pytest.approx(calibration_error(probabilities, labels), rel=1e-6),
         f"{part}/loss": pytest.approx(-log_probabilities(samples)[range(count), labels].mean().item(), rel=1e-6),
         f"{part}/top1": pytest.approx(share([place < 1 for place in places]), abs=1e-7),
         f"{part}/top5": pytest.approx(share([place < 5 for place in places]), abs=1e-7),
@@ -167,6 +184,30 @@ def test_evaluation_takes_no_smoothing(make_trainer: MakeTrainer) -> None:
         for smoothing in (0.0, 0.9)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_fillers_count_nothing_even_where_they_are_no_numbers(part: str, make_trainer: MakeTrainer) -> None:
+    samples = [sample | {"index": index} for index, sample in enumerate(make_samples(6))]
+    fillers = [sample | {"index": -1, "image": sample["image"] * math.nan} for sample in make_samples(5)]
+    mixed = [*samples[:3], fillers[0], *samples[3:], *fillers[1:]]  # a batch of four fillers at the end
+    results = []
+    for given in (samples, mixed):
+        trainer = make_trainer()
+        run = {"val": trainer.validate, "test": trainer.test}[part]
+        (metrics,) = run(ClassificationTask(Scores()), DataLoader(given, batch_size=4), verbose=False)
+        results.append(metrics)
+    assert results[0] == pytest.approx(results[1], rel=1e-12)
+    assert results[1][f"{part}/samples"] == 6
+
+
+def test_a_network_in_half_precision_is_counted_in_full(make_trainer: MakeTrainer) -> None:
+    # In bfloat16 a count would stay at 256.
+    loader = DataLoader(make_samples(600), batch_size=1)
+    (metrics,) = make_trainer(precision="bf16-true").validate(ClassificationTask(Scores()), loader, verbose=False)
+    assert metrics["val/samples"] == 600
+    assert 0.0 < metrics["val/top1"] < 1.0
+    assert metrics["val/top1"] * 600 == pytest.approx(round(metrics["val/top1"] * 600), abs=1e-3)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])

@@ -1,0 +1,103 @@
+"""Evaluate in one, two and three processes, as `torchrun` would start them; tests/unit/test_evaluation.py looks at it.
+
+python evaluation_processes.py FOLDER
+"""
+
+import json
+import os
+import socket
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import timm
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.data import ClassificationDataModule
+from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.tasks import ClassificationTask
+
+WORLDS = (1, 2, 3)
+COUNTS = (2, 5, 11)
+BATCHES = (1, 2, 4)
+CLASSES = 7
+SIDE = 8
+
+
+class Pixels(nn.Module):
+    """Logits that are weighted sums of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = CLASSES
+        weight = torch.randn(CLASSES, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(weight / 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flatten(1) @ self.weight.T
+
+
+def make_data(folder: Path, count: int, batch_size: int, side: int = SIDE) -> ClassificationDataModule:
+    return ClassificationDataModule(
+        str(folder / f"data_{count}"),
+        val_split="test",
+        batch_size=batch_size,
+        num_workers=0,
+        preprocessing=Preprocessing(input_size=side, crop_pct=1.0),
+        augmentation=None,
+    )
+
+
+def make_trainer(world: int, **options: Any) -> pl.Trainer:
+    strategy = "ddp" if world > 1 else "auto"
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, **quiet, **options)
+
+
+def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    if world > 1:
+        os.environ |= {name: str(value) for name, value in variables.items()}
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for count in COUNTS:
+        for batch_size in BATCHES:
+            trainer = make_trainer(world)
+            trainer.validate(ClassificationTask(Pixels()), datamodule=make_data(folder, count, batch_size))
+            metrics = trainer.callback_metrics
+            results[f"validate {count} {batch_size}"] = {name: value.item() for name, value in metrics.items()}
+    report = folder / f"report_{world}"
+    report.mkdir(exist_ok=True)
+    trainer = make_trainer(world, callbacks=[EvaluationReport(report, {})])
+    trainer.test(ClassificationTask(Pixels()), datamodule=make_data(folder, 2, 1))
+    trainer = make_trainer(world, callbacks=[PredictionWriter(folder / f"predicted_{world}.csv")])
+    trainer.predict(ClassificationTask(Pixels()), datamodule=make_data(folder, 5, 1), return_predictions=False)
+    # Batch norm's statistics are sent from the first process to the others before each batch.
+    network = timm.create_model("test_resnet.r160_in1k", num_classes=CLASSES)
+    trainer = make_trainer(world, limit_train_batches=2)
+    trainer.fit(ClassificationTask(network, partial(SGD, lr=0.01)), datamodule=make_data(folder, 11, 1, side=64))
+    results["fit"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    (folder / f"result_{world}_{rank}.json").write_text(json.dumps(results))
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    for world in WORLDS:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # Forked, since each process would else import everything anew.
+        mp.start_processes(evaluate, (world, folder, port), nprocs=world, start_method="fork")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,106 @@
+"""Evaluation in several processes against loops over the samples."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels
+from PIL import Image
+
+from unit.tasks.test_classification import calibration_error
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+ROOT = Path(__file__).parents[2]
+
+
+def make_split(count: int) -> tuple[list[Image.Image], list[int]]:
+    random = np.random.RandomState(count)
+    pixels = random.randint(0, 255, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels], random.randint(0, CLASSES, count).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of all processes, beside the data."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    names = [f"class {index}" for index in range(CLASSES)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    for count in COUNTS:
+        images, labels = make_split(count)
+        (folder / f"data_{count}").mkdir()
+        for split in ("train", "test"):
+            rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+            rows.to_parquet(folder / f"data_{count}" / f"{split}-00000-of-00001.parquet")
+    script = ROOT / "tests/evaluation_processes.py"
+    environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # Should a process wait for another one for ever, the time-out tells.
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def logits_of(count: int) -> tuple[torch.Tensor, list[int]]:
+    images, labels = make_split(count)
+    weight = Pixels().weight.detach().double()
+    rows = []
+    for image in images:
+        pixels = (np.asarray(image) / 255.0 - MEAN) / STD
+        rows.append(weight @ torch.from_numpy(pixels.transpose(2, 0, 1).copy()).flatten())
+    return torch.stack(rows), labels
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_evaluation_is_that_of_a_loop_on_any_number_of_processes(count: int, folder: Path) -> None:
+    logits, labels = logits_of(count)
+    probabilities = logits.softmax(1)
+    losses, places = [], []
+    for row, label in zip(probabilities.tolist(), labels, strict=True):
+        losses.append(-np.log(row[label]))
+        places.append(sorted(row, reverse=True).index(row[label]))
+    expected = {
+        "val/loss": pytest.approx(sum(losses) / count, rel=1e-6),
+        "val/ece": pytest.approx(calibration_error(probabilities, labels), rel=1e-6),
+        "val/top1": pytest.approx(sum(place < 1 for place in places) / count, rel=1e-7),
+        "val/top5": pytest.approx(sum(place < 5 for place in places) / count, rel=1e-7),
+        "val/samples": count,
+    }
+    for world in WORLDS:
+        for rank in range(world):
+            result = json.loads((folder / f"result_{world}_{rank}.json").read_text())
+            for batch_size in BATCHES:
+                assert result[f"validate {count} {batch_size}"] == expected, (world, rank, batch_size)
+
+
+def test_a_fit_with_batch_norm_validates_on_all_processes(folder: Path) -> None:
+    for world in WORLDS:
+        results = [json.loads((folder / f"result_{world}_{rank}.json").read_text())["fit"] for rank in range(world)]
+        for result in results:
+            assert result["val/samples"] == 11
+            assert result["val/loss"] == results[0]["val/loss"]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_tables_and_records_have_each_sample_once(world: int, folder: Path) -> None:
+    # Two samples: with three processes one of them has nothing but a filler.
+    report = json.loads((folder / f"report_{world}/test.json").read_text())
+    assert (report["test/samples"], report["split_samples"], report["processes"]) == (2, 2, world)
+    for path, count in ((folder / f"report_{world}/predictions.csv", 2), (folder / f"predicted_{world}.csv", 5)):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["index"]) for row in rows] == list(range(count))
+        logits, _ = logits_of(count)
+        assert [row["label_1"] for row in rows] == [f"class {index}" for index in logits.argmax(1).tolist()]
