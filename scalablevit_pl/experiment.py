@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, Namespace
@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
 from scalablevit_pl.callbacks.initialization import StartFromWeights
@@ -22,7 +23,7 @@ from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.callbacks.run_record import RunRecord
-from scalablevit_pl.checkpoint import RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
+from scalablevit_pl.checkpoint import AVERAGED, RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
 from scalablevit_pl.explanation import explain_argument
 from scalablevit_pl.models import ImageClassifier
 from scalablevit_pl.preprocessing import Preprocessing
@@ -80,12 +81,20 @@ class ExperimentCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options that name the run folder and the weights to start from."""
+        """Add the options that name the run folder and the weights to start from, and the sections of callbacks."""
         parser.add_argument("--run", type=str, help="Run folder: a name below runs/, or a path.")
         parser.add_argument(
             "--weights", type=str | None, help="Start from a run, a checkpoint, a model's folder or a Hub repository."
         )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(WeightAverage, "ema")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("test", "predict"):
+            choices = Literal["ema", "none"] | None
+            parser.add_argument("--average", type=choices, help="Weights that answer: averaged or raw ones.")
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, then settle the run folder and the checkpoint before anything expensive is made.
@@ -116,9 +125,13 @@ class ExperimentCLI(LightningCLI):
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, names))
             checkpoint = checkpoint or read_checkpoint(Path(config.ckpt_path))
             self.stored, self.step = checkpoint[RECORD_KEY], checkpoint.get("global_step")
+            if config.get("average") == "ema" and AVERAGED not in checkpoint:
+                raise ValueError(
+                    f"{config.ckpt_path!r} holds no averaged weights: take the raw ones with --average none"
+                )
             logger.info("weights from %s", config.ckpt_path)
         elif config.weights is not None:
-            self.trained = load_weights(config.weights)
+            self.trained = load_weights(config.weights, config.get("average"))
             self._adopt(config, self.trained)
         elif config.get("model.init_args.network.init_args.name") == FROM_WEIGHTS:
             raise ValueError(
@@ -246,6 +259,8 @@ class ExperimentCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         command, settings = self.config.subcommand, self.config[self.config.subcommand]
         ours: list[pl.Callback] = [LineEnd()]
+        average = next(callback for callback in callbacks if isinstance(callback, WeightAverage))
+        average.choose(settings.get("average"))
         if self.trained is None:
             ours.append(RunRecord(self.folder, self.record, self.stored, self.command_line))
         else:

@@ -17,10 +17,21 @@ from matplotlib.ticker import MaxNLocator
 
 from scalablevit_pl.storage import written_aside
 
-TRAIN, VAL, RATE, WRONG = "#0072B2", "#D55E00", "#555555", "#D55E00"  # told apart by colour-blind people too
+TRAIN, VAL, EMA, RATE, WRONG = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#555555",
+    "#D55E00",
+)  # told apart by colour-blind people too
 # The first is matplotlib's own; each of the others knows Chinese, Japanese and Korean on some system.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
 LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # classes up to which a confusion matrix shows its names and numbers
+PARTS = (
+    ("train", TRAIN, "training"),
+    ("val", VAL, "validation"),
+    ("val_ema", EMA, "validation, averaged weights"),
+)
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -39,7 +50,7 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     """Draw loss and accuracy over the epochs, the learning rate below.
 
     Args:
-        curves: Epochs and values by metric name: `train/loss`, `val/loss`, `train/top1`, `val/top1`, `train/lr`.
+        curves: Epochs and values by metric name: `{train,val,val_ema}/{loss,top1}` and `train/lr`, as far as there are.
         path: The PNG to write.
         title: Stands above.
     """
@@ -47,10 +58,8 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     figure.suptitle(title)
     axes = figure.subplot_mosaic([["loss", "top1"], ["lr", "lr"]], height_ratios=[3, 1])
     for name, label in (("loss", "loss (cross-entropy)"), ("top1", "top-1 accuracy")):
-        for part, colour in (("train", TRAIN), ("val", VAL)):
-            _draw_curve(
-                axes[name], curves.get(f"{part}/{name}"), colour, {"train": "training", "val": "validation"}[part]
-            )
+        for part, colour, meaning in PARTS:
+            _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, meaning)
         axes[name].set(xlabel="epoch", ylabel=label)
         if axes[name].lines:
             axes[name].legend()

@@ -19,7 +19,7 @@ from scalablevit_pl.weights import load_weights, pin_weights, weights_path
 
 
 def predict_files(options: list[str]) -> None:
-    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE]`.
+    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE] [--average ema|none]`.
 
     Raises:
         ValueError: If an option is wrong, the weights cannot be loaded or an image cannot be read; nothing is written.
@@ -29,7 +29,7 @@ def predict_files(options: list[str]) -> None:
     weights = pin_weights(arguments.weights)
     if arguments.out is not None:
         _check_out(arguments.out, [*paths, weights_path(weights)])
-    trained = load_weights(weights)
+    trained = load_weights(weights, arguments.average)
     loader = DataLoader(
         ImageFiles(paths, trained.preprocessing),
         batch_size=arguments.batch_size,
@@ -80,6 +80,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--average", choices=["ema", "none"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu"], default="auto")

@@ -79,9 +79,8 @@ def _provenance(path: Path, license: str | None, kind: str) -> Provenance:  # no
     in_run = (folder / RUN_CONFIG).is_file()
     config = {key: value for key, value in record["config"].items() if key != "run"}
     data = config.get("data", {}).get("init_args", {})
-    # What a run's test measures are its raw weights.
-    reports = ("val.json", "test.json") if in_run and kind == "raw" else ()
-    evaluations = [_evaluation(folder / name, path, checkpoint) for name in reports]
+    reports = ("val.json", "test.json") if in_run else ()
+    evaluations = [_evaluation(folder / name, path, checkpoint, kind) for name in reports]
     return Provenance(
         license=license,
         dataset=_public_name(str(data["dataset"])) if "dataset" in data else None,
@@ -152,8 +151,8 @@ def _described(section: dict[str, Any]) -> str:
     return " ".join(filter(None, [str(section.get("class_path", "")).rpartition(".")[2], arguments]))
 
 
-def _evaluation(path: Path, weights: Path, checkpoint: dict[str, Any]) -> Evaluation | None:
-    """Read what an evaluation of exactly these weights has left behind, if there was one."""
+def _evaluation(path: Path, weights: Path, checkpoint: dict[str, Any], kind: str) -> Evaluation | None:
+    """Read what an evaluation of exactly these weights, raw or averaged, has left behind, if there was one."""
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +160,10 @@ def _evaluation(path: Path, weights: Path, checkpoint: dict[str, Any]) -> Evalua
     if not same_file or report.get("global_step") != checkpoint.get("global_step"):
         logger.warning("%s is not of %s as it is now: left out of the card", path, weights)
         return None
-    part = path.stem
+    part = path.stem if kind == "raw" else f"{path.stem}_ema"
+    if f"{part}/samples" not in report:
+        logger.warning("%s is not of the %s weights of %s: left out of the card", path, kind, weights)
+        return None
     return Evaluation(
         dataset=_public_name(report["dataset"]),
         split=report["split"],

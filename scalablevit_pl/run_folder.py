@@ -18,6 +18,7 @@ RUNS = Path("runs")
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+NO_AVERAGE = {"decay": None, "warmup": True}  # which a configuration without that section means
 RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
 
 
@@ -122,9 +123,10 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         ValueError: If they differ; it lists the differences.
     """
+    earlier, now = {"ema": NO_AVERAGE, **earlier}, {"ema": NO_AVERAGE, **now}
     changed = [
         line
-        for section in ("seed_everything", "model", "data", "weights", "trainer")
+        for section in ("seed_everything", "model", "data", "weights", "ema", "trainer")
         for line in differences(earlier.get(section), now.get(section), section)
         if section != "trainer" or line.startswith("trainer.gradient_clip")
         if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))

@@ -55,15 +55,22 @@ def weights_path(weights: str | Path) -> Path:
     return fetch(repository, revision).folder
 
 
-def load_weights(weights: str | Path) -> TrainedClassifier:
+def load_weights(weights: str | Path, average: str | None = None) -> TrainedClassifier:
     """Rebuild the classifier of a run, a checkpoint, a model's folder or a repository, with its weights.
 
+    Args:
+        weights: Where they are.
+        average: `ema` takes a checkpoint's averaged weights, `none` its raw ones; by default the averaged ones if there
+            are any. A model's folder holds one set.
+
     Raises:
-        ValueError: If there is none, or it cannot be rebuilt.
+        ValueError: If there is none, it cannot be rebuilt, or a set is asked for where there is only one.
     """
     path = weights_path(weights)
     if path.is_file():
-        return load_trained_classifier(path)
+        return load_trained_classifier(path, average)
+    if average is not None:
+        raise ValueError(f"{str(weights)!r} holds one set of weights: leave --average {average} away")
     model = load_model(path)
     names = model.class_names or [str(index) for index in range(model.num_classes)]
     return TrainedClassifier(model, names, model.preprocessing)

@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.data import ClassificationDataModule
@@ -83,9 +84,11 @@ def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
     trainer.predict(ClassificationTask(Pixels()), datamodule=make_data(folder, 5, 1), return_predictions=False)
     # Batch norm's statistics are sent from the first process to the others before each batch.
     network = timm.create_model("test_resnet.r160_in1k", num_classes=CLASSES)
-    trainer = make_trainer(world, limit_train_batches=2)
+    average = WeightAverage(0.9)
+    trainer = make_trainer(world, limit_train_batches=2, callbacks=[average])
     trainer.fit(ClassificationTask(network, partial(SGD, lr=0.01)), datamodule=make_data(folder, 11, 1, side=64))
     results["fit"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    torch.save(average.network.state_dict(), folder / f"average_{world}_{rank}.pt")
     (folder / f"result_{world}_{rank}.json").write_text(json.dumps(results))
 
 

@@ -36,6 +36,7 @@ class EvaluationReport(pl.Callback):
         self.class_names: list[str] = datamodule.class_names
         self.preprocessing = datamodule.preprocessing
         self.table = PredictionTable(self.class_names)
+        self.answering = "test_ema" if average_of(pl_module) == "ema" else "test"
         self.confusion = MulticlassConfusionMatrix(len(self.class_names)).to(pl_module.device)
         # A few images from all over the split, chosen before anything is known about their predictions.
         samples = len(datamodule.images["test"])
@@ -68,11 +69,11 @@ class EvaluationReport(pl.Callback):
         check_count("test", trainer)
         if not trainer.is_global_zero:
             return
-        metrics = self._save_metrics("test", trainer)
+        metrics = self._save_metrics("test", trainer, {"average": average_of(pl_module)})
         self.table.save(self.rows, self.folder / "predictions.csv")
         split = trainer.datamodule.images["test"].split  # type: ignore[attr-defined]
         count = f"{metrics['test/samples']:,.0f} images of split {split!r}"
-        title = f"{self.folder.name}: top-1 {metrics['test/top1']:.4f} on {count}"
+        title = f"{self.folder.name}: top-1 {metrics[f'{self.answering}/top1']:.4f} on {count}"
         draw_confusion(self.counts, self.class_names, self.folder / "confusion.png", title)
         rows = [row for row in self.rows if row["index"] in self.images]
         draw_predictions(
@@ -95,19 +96,22 @@ class EvaluationReport(pl.Callback):
             return
         check_count("val", trainer)
         if trainer.is_global_zero:
-            self._save_metrics("val", trainer)
+            self._save_metrics("val", trainer, {})
 
     def _pixels(self, image: Tensor) -> Tensor:
         pixels: Tensor = self.preprocessing.denormalize(image.float())
         return pixels.permute(1, 2, 0).contiguous().cpu()
 
-    def _save_metrics(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
+    def _save_metrics(self, part: str, trainer: pl.Trainer, answers: Mapping[str, Any]) -> dict[str, float]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{part}/")
+            name: float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith((f"{part}/", f"{part}_ema/"))
         }
         circumstances = {
             **self.source,
+            **answers,
             "dataset": datamodule.dataset,
             "revision": datamodule.revision,
             "split": datamodule.images[part].split,
@@ -117,6 +121,11 @@ class EvaluationReport(pl.Callback):
         }
         save_json(metrics | circumstances, self.folder / f"{part}.json")
         return metrics
+
+
+def average_of(pl_module: pl.LightningModule) -> str:
+    """Return which weights answer in a test: `ema`, averaged ones beside the network's, or `none`."""
+    return getattr(pl_module, "answering", None) or "none"
 
 
 def check_count(part: str, trainer: pl.Trainer) -> None:

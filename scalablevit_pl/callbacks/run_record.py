@@ -13,7 +13,7 @@ from scalablevit_pl.run_folder import RESOLVED, differences
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
-CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
+CURVES = ("train/loss", "val/loss", "val_ema/loss", "train/top1", "val/top1", "val_ema/top1", "train/lr")
 
 
 class RunRecord(pl.Callback):

@@ -67,6 +67,9 @@ class ClassificationTask(BaseTask):
         self.label_smoothing = label_smoothing
         self.averages = _metrics(num_classes)
         self.evaluations = nn.ModuleDict({part: _evaluation_metrics(num_classes) for part in EVALUATIONS})
+        # In a plain dictionary, so that they are no parts of this one: they are not trained, wrapped or saved with it.
+        self.beside: dict[str, nn.Module] = {}
+        self.answering: str | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits `(B, K)` from images `(B, C, H, W)`."""
@@ -129,8 +132,23 @@ class ClassificationTask(BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return class probabilities `(B, K)`."""
-        probabilities: Tensor = self(batch["image"]).float().softmax(dim=1)
+        network = self.network if self.answering is None else self.beside[self.answering]
+        probabilities: Tensor = network(batch["image"]).float().softmax(dim=1)
         return probabilities
+
+    def evaluate_beside(self, name: str, network: nn.Module, answers: bool) -> None:
+        """Evaluate another network, too, on the same batches.
+
+        Args:
+            name: What its metrics are called by: `val_NAME/loss` and so on.
+            network: The network, in eval mode.
+            answers: Whether evaluation and prediction return its probabilities, and not those of the task's own network.
+        """
+        self.beside[name] = network
+        for part in EVALUATIONS:
+            self.evaluations[f"{part}_{name}"] = _evaluation_metrics(self.num_classes).to(self.device)
+        if answers:
+            self.answering = name
 
     def on_validation_epoch_start(self) -> None:
         """Begin with nothing counted."""
@@ -149,27 +167,35 @@ class ClassificationTask(BaseTask):
         self._log_evaluation("test")
 
     def _begin(self, part: str) -> None:
-        for metric in self._evaluation_metrics(part):
-            metric.reset()
+        for name in self._evaluated(part):
+            for metric in self._evaluation_metrics(name):
+                metric.reset()
 
     def _evaluate(self, part: str, batch: Batch) -> Tensor:
-        logits = self(batch["image"]).float()
-        probabilities: Tensor = logits.softmax(dim=1)
         label = batch["label"]
         counted = batch["index"] >= 0 if "index" in batch else torch.ones_like(label, dtype=torch.bool)
-        averages, calibration = self._evaluation_metrics(part)
-        averages.update(logits, label, counted)
-        calibration.update(probabilities, label, counted)
-        return probabilities
+        answers: dict[str, Tensor] = {}
+        for name, network in self._evaluated(part).items():
+            logits = network(batch["image"]).float()
+            answers[name] = logits.softmax(dim=1)
+            averages, calibration = self._evaluation_metrics(name)
+            averages.update(logits, label, counted)
+            calibration.update(answers[name], label, counted)
+        return answers[part if self.answering is None else f"{part}_{self.answering}"]
 
     def _log_evaluation(self, part: str) -> None:
         """Log the metrics of all processes' samples; each process has to call it, also one that has none of its own."""
-        averages, calibration = self._evaluation_metrics(part)
-        for name, value in {**averages.compute(), "ece": calibration.compute()}.items():
-            self.log(f"{part}/{name}", value, sync_dist=False, prog_bar=name in ("loss", "top1"))
+        for evaluated in self._evaluated(part):
+            averages, calibration = self._evaluation_metrics(evaluated)
+            for name, value in {**averages.compute(), "ece": calibration.compute()}.items():
+                self.log(f"{evaluated}/{name}", value, sync_dist=False, prog_bar=name in ("loss", "top1"))
 
-    def _evaluation_metrics(self, part: str) -> tuple[SampleAverages, CalibrationError]:
-        averages, calibration = self.evaluations[part].values()  # type: ignore[operator]
+    def _evaluated(self, part: str) -> dict[str, nn.Module]:
+        """Return the networks that are evaluated, by the first part of their metrics' names."""
+        return {part: self.network} | {f"{part}_{name}": network for name, network in self.beside.items()}
+
+    def _evaluation_metrics(self, name: str) -> tuple[SampleAverages, CalibrationError]:
+        averages, calibration = self.evaluations[name].values()  # type: ignore[operator]
         return averages, calibration
 
 

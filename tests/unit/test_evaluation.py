@@ -91,6 +91,14 @@ def test_a_fit_with_batch_norm_validates_on_all_processes(folder: Path) -> None:
         for result in results:
             assert result["val/samples"] == 11
             assert result["val/loss"] == results[0]["val/loss"]
+            assert result["val_ema/samples"] == 11
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_averaged_weights_are_the_same_on_all_processes(world: int, folder: Path) -> None:
+    averages = [torch.load(folder / f"average_{world}_{rank}.pt", weights_only=True) for rank in range(world)]
+    for average in averages[1:]:
+        assert all(torch.equal(value, average[name]) for name, value in averages[0].items())
 
 
 @pytest.mark.parametrize("world", WORLDS)

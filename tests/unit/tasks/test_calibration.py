@@ -32,10 +32,10 @@ def test_a_bin_holds_its_upper_edge() -> None:
     # Exact in binary: 0.5 is the upper edge of the second of four bins, 0.75 that of the third.
     confidences = [0.5, 0.5, 0.75, 0.7, 0.625, 1.0, 1.0, 0.51]
     probabilities = torch.tensor([[value, 1.0 - value] for value in confidences], dtype=torch.float64)
-    labels = [0, 1, 0, 1, 0, 0, 1, 1]
+    labels = [0, 0, 0, 1, 0, 0, 1, 1]
     assert measure(probabilities, labels, bins=4) == pytest.approx(calibration_error(probabilities, labels, 4), 1e-12)
     # Bins (0.25, 0.5], (0.5, 0.75] and (0.75, 1] by hand; with lower edges inside, 0.5 would weigh with 0.51.
-    by_hand = (abs(1 - 1.0) + abs(2 - (0.75 + 0.7 + 0.625 + 0.51)) + abs(1 - 2.0)) / 8
+    by_hand = (abs(2 - 1.0) + abs(2 - (0.75 + 0.7 + 0.625 + 0.51)) + abs(1 - 2.0)) / 8
     assert measure(probabilities, labels, bins=4) == pytest.approx(by_hand, rel=1e-12)
 
 

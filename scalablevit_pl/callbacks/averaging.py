@@ -1,0 +1,162 @@
+"""The exponential moving average of the weights, beside the ones that are trained."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from scalablevit_pl.checkpoint import AVERAGED
+
+PREFIX = "network."
+EMA = "ema"
+
+
+class WeightAverage(pl.Callback):
+    """Average the network's weights over the optimizer steps, and evaluate both sets in one pass over the data.
+
+    The average is a copy of the network in eval mode, which nothing else trains, wraps or saves; the trained network
+    never holds other weights than its own. It stands under `ema_state_dict` in checkpoints, and its metrics under
+    `val_ema/…` and `test_ema/…`.
+
+    Buffers, such as batch norm's statistics, are copied: they are moving averages themselves, of far fewer steps, or
+    counters. A step that the loss scaler of fp16 leaves out counts as one with the same weights, since the average
+    follows the number of steps, which a resumed run knows.
+
+    Args:
+        decay: How much of the average stays at a step; typically 0.9999. None keeps no average.
+        warmup: Let less stay at the first steps, at most (1 + t) / (10 + t) at step t from 0 on, so that the weights at
+            the beginning never dominate.
+
+    Attributes:
+        network: The averaged network, once there is one.
+
+    Raises:
+        ValueError: If the decay is out of its range.
+    """
+
+    def __init__(self, decay: float | None = None, warmup: bool = True) -> None:
+        if decay is not None and not 0.0 <= decay < 1.0:
+            raise ValueError(f"ema.decay must be at least 0 and below 1, or null for no average, got {decay}")
+        self.decay = decay
+        self.warmup = warmup
+        self.network: nn.Module | None = None
+        self.answers = True
+        self._stored: Mapping[str, Tensor] | None = None
+        self._step = 0
+
+    def choose(self, average: str | None) -> None:
+        """Let a test and a prediction answer with `ema`, the averaged weights, or `none`, the raw ones.
+
+        By default they answer with the averaged ones where there are any.
+        """
+        self.answers = average != "none"
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take averaged weights from a checkpoint.
+
+        Raises:
+            ValueError: If a training that goes on would lose its average, or has none to go on with.
+        """
+        self._stored = checkpoint.get(AVERAGED)
+        if trainer.state.fn != "fit":
+            return
+        if self.decay is None and self._stored is not None:
+            raise ValueError(
+                "the checkpoint holds averaged weights and the run would go on without: set --ema.decay to the run's"
+            )
+        if self.decay is not None and self._stored is None:
+            raise ValueError(
+                f"the checkpoint holds no averaged weights to go on with at ema.decay={self.decay}: set it to null, or "
+                "start from its weights with --weights"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the average with the weights as they are, or go on with that of the checkpoint.
+
+        Raises:
+            ValueError: If the weights are of too low a precision.
+        """
+        if self.decay is None:
+            return
+        for name, parameter in pl_module.network.named_parameters():  # type: ignore[union-attr]
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"{name} is stored as {parameter.dtype}, in which an average stands still: train with "
+                    "--trainer.precision=bf16-mixed, or without an average"
+                )
+        self._begin(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count steps from where the training goes on."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Update the average, if the batch has ended an optimizer step."""
+        if self.network is not None and self.decay is not None and trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._update(pl_module.network, self.decay_at(self._step - 1))  # type: ignore[arg-type]
+
+    def decay_at(self, step: int) -> float:
+        """Return how much of the average stays after an optimizer step, counted from 0."""
+        decay = self.decay or 0.0
+        return min(decay, (1 + step) / (10 + step)) if self.warmup else decay
+
+    @torch.no_grad()
+    def _update(self, trained: nn.Module, decay: float) -> None:
+        network: Any = self.network
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # one kernel for many tensors
+        average(list(network.parameters()), list(trained.parameters()), 0)
+        self._copy_buffers(trained)
+
+    def _copy_buffers(self, trained: nn.Module) -> None:
+        network: Any = self.network
+        for copied, buffer in zip(network.buffers(), trained.buffers(), strict=True):
+            copied.copy_(buffer)
+
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        """Make the averaged network and let the task evaluate it."""
+        # A network that was compiled in place is copied as it was before.
+        network: Any = copy.deepcopy(pl_module.network)
+        network.eval().requires_grad_(False)
+        if self._stored is not None:
+            try:
+                network.load_state_dict({name.removeprefix(PREFIX): value for name, value in self._stored.items()})
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the averaged weights are not those of the network: {' '.join(str(error).split())[:300]}"
+                ) from error
+            self._stored = None  # a further copy of the weights
+        self.network = network
+        task: Any = pl_module
+        task.evaluate_beside(EMA, network, answers=self.answers)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give all processes the buffers of the first, as DDP does with those of the trained network."""
+        if self._stored is not None:
+            self._begin(pl_module)
+        if self.network is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the averaged weights of the checkpoint, if it holds any."""
+        if self._stored is not None:
+            self._begin(pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the averaged weights of the checkpoint, if it holds any."""
+        if self._stored is not None:
+            self._begin(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the averaged weights beside the raw ones, by the same names."""
+        if self.network is not None:
+            checkpoint[AVERAGED] = {f"{PREFIX}{name}": value for name, value in self.network.state_dict().items()}
