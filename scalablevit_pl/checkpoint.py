@@ -117,13 +117,13 @@ class TrainedClassifier:
         network: Images `(B, 3, H, W)` to logits `(B, K)`, in eval mode.
         class_names: Names of the K classes.
         preprocessing: What the images have to go through.
-        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`.
+        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`; None if that is not known.
     """
 
     network: nn.Module
     class_names: list[str]
     preprocessing: Preprocessing
-    average: str = "none"
+    average: str | None = None
 
 
 def same_classes(known: Sequence[str], names: Sequence[str]) -> bool:

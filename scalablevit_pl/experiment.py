@@ -120,6 +120,7 @@ class ExperimentCLI(LightningCLI):
         self.stored: dict[str, Any] | None = None
         self.step: int | None = None
         self.trained: TrainedClassifier | None = None
+        self.average: str | None = None
         if config.ckpt_path is not None:
             names = ("last", "best") if command == "fit" else ("best", "last")
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, names))
@@ -132,6 +133,7 @@ class ExperimentCLI(LightningCLI):
             logger.info("weights from %s", config.ckpt_path)
         elif config.weights is not None:
             self.trained = load_weights(config.weights, config.get("average"))
+            self.average = self.trained.average
             self._adopt(config, self.trained)
         elif config.get("model.init_args.network.init_args.name") == FROM_WEIGHTS:
             raise ValueError(
@@ -279,6 +281,7 @@ class ExperimentCLI(LightningCLI):
             ours.append(PredictionWriter(self.folder / "predictions.csv"))
         elif command != "fit":
             source = {"checkpoint": settings.ckpt_path, "global_step": self.step}
-            source = {"weights": settings.weights} if settings.ckpt_path is None else source
+            if settings.ckpt_path is None:
+                source = {"weights": settings.weights, "average": self.average}
             ours.append(EvaluationReport(self.folder, source | {"command": self.command_line}))
         return super()._instantiate_trainer(config, [*callbacks, *ours])

@@ -63,7 +63,7 @@ def export_run(options: list[str]) -> None:
             f"{str(path)!r} holds a {type(trained.network).__name__}: only ScalableViT classifiers are exported"
         )
     annotate(trained.network, trained.class_names, trained.preprocessing)
-    kind = {"ema": "averaged", "none": "raw"}[trained.average]
+    kind = "averaged" if trained.average == "ema" else "raw"
     provenance = _provenance(path, arguments.license, kind)
     card = write_card(trained.network, arguments.folder.resolve().name, provenance)
     pictures = [path.resolve().parent.parent / provenance.curves] if provenance.curves else []

@@ -110,8 +110,8 @@ class EvaluationReport(pl.Callback):
             if name.startswith((f"{part}/", f"{part}_ema/"))
         }
         circumstances = {
-            **self.source,
             **answers,
+            **self.source,
             "dataset": datamodule.dataset,
             "revision": datamodule.revision,
             "split": datamodule.images[part].split,

@@ -142,7 +142,7 @@ class ClassificationTask(BaseTask):
         Args:
             name: What its metrics are called by: `val_NAME/loss` and so on.
             network: The network, in eval mode.
-            answers: Whether evaluation and prediction return its probabilities, and not those of the task's own network.
+            answers: Whether evaluation and prediction return its probabilities, not those of the task's own network.
         """
         self.beside[name] = network
         for part in EVALUATIONS:

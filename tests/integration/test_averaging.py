@@ -31,9 +31,10 @@ def test_averaged_weights_on_their_way(
     checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     averaged, raw = checkpoint["ema_state_dict"], checkpoint["state_dict"]
     assert averaged.keys() == raw.keys()
-    best = [state["current_score"] for name, state in checkpoint["callbacks"].items() if "monitor" in name]
+    monitored = [state["monitor"] for state in checkpoint["callbacks"].values() if state.get("monitor")]
+    assert monitored == ["val_ema/top1"]
     header = (folder / "metrics.csv").read_text().splitlines()[0]
-    assert all(f"val_ema/{name}" in header for name in ("loss", "top1", "top5", "ece", "samples")), best
+    assert all(f"val_ema/{name}" in header for name in ("loss", "top1", "top5", "ece", "samples"))
 
     reports, tables = {}, {}
     for average in ("ema", "none"):
@@ -56,6 +57,13 @@ def test_averaged_weights_on_their_way(
         assert all(torch.equal(value, weights[f"network.{name}"]) for name, value in exported.items())
         card = (tmp_path / average / "README.md").read_text()
         assert f"split `test` | 32 | {reports['none'][f'{part}/top1']:.4f} |" in card
+
+    words = ("--config", "recipes/quickstart.yaml", "--weights", "runs/averaged", "--run", "apart")
+    assert run("test", *words, "--average=none", "--trainer.limit_test_batches=2", *QUICK[4:]) == 0
+    apart = json.loads((tmp_path / "runs/apart/test.json").read_text())
+    assert apart["average"] == "none"
+    assert apart["test/loss"] == pytest.approx(reports["ema"]["test/loss"], rel=1e-6)
+    assert run("test", "--run", "averaged", "--average=nine") == 2
 
     assert run("fit", "--run", "averaged", "--resume", "last", "--ema.decay=null") == 2
     assert "ema.decay was 0.5 and is None" in capsys.readouterr().err

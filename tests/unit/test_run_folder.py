@@ -203,3 +203,12 @@ def test_what_a_run_goes_on_with_is_what_was_written_last(tmp_path: Path) -> Non
 def test_a_run_needs_a_name(name: str) -> None:
     with pytest.raises(ValueError, match="is no name"):
         run_folder(name)
+
+
+def test_an_average_cannot_begin_end_or_change_on_a_resume() -> None:
+    on, off = {"ema": {"decay": 0.9999, "warmup": True}}, {"ema": {"decay": None, "warmup": True}}
+    check_resumable(on, on)
+    check_resumable({}, off)  # a run from before there were averages
+    for earlier, now in ((on, off), (off, on), ({}, on), (on, {"ema": {"decay": 0.9999, "warmup": False}})):
+        with pytest.raises(ValueError, match=r"the run cannot be resumed with other values: ema\.(decay|warmup) was"):
+            check_resumable(earlier, now)
