@@ -117,7 +117,7 @@ class TrainedClassifier:
         network: Images `(B, 3, H, W)` to logits `(B, K)`, in eval mode.
         class_names: Names of the K classes.
         preprocessing: What the images have to go through.
-        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`; None if that is not known.
+        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`; None if not known.
     """
 
     network: nn.Module
