@@ -31,10 +31,12 @@ def test_averaged_weights_on_their_way(
     checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     averaged, raw = checkpoint["ema_state_dict"], checkpoint["state_dict"]
     assert averaged.keys() == raw.keys()
-    monitored = [state["monitor"] for state in checkpoint["callbacks"].values() if state.get("monitor")]
-    assert monitored == ["val_ema/top1"]
-    header = (folder / "metrics.csv").read_text().splitlines()[0]
-    assert all(f"val_ema/{name}" in header for name in ("loss", "top1", "top5", "ece", "samples"))
+    with (folder / "metrics.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["val_ema/top1"]]
+    assert all(row[f"val_ema/{name}"] for name in ("loss", "top1", "top5", "ece", "samples"))
+    best = next(state["best"] for state in checkpoint["callbacks"].values() if "best" in state)
+    assert best == pytest.approx(float(row["val_ema/top1"]))
+    assert row["val_ema/top1"] != row["val/top1"]
 
     reports, tables = {}, {}
     for average in ("ema", "none"):
