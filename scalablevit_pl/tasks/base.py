@@ -1,18 +1,23 @@
 """What all tasks share: optimizer, learning rate, and the record of what was resolved."""
 
 import difflib
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule, parameter_groups
 from scalablevit_pl.randomness import derive_seed, run_seed
+
+logger = logging.getLogger(__name__)
 
 FEATURES = "features"
 
@@ -29,6 +34,9 @@ class BaseTask(pl.LightningModule):
         freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
             state dict spells them, such as `backbone` or `backbone.stages.0`. `features` means all but the last layer.
         layer_decay: Factor by which the learning rate falls from each layer to the one below; 1 is the same for all.
+        compile: Compile the network, in place, when a fit starts.
+        channels_last: Keep the network's convolutions and the images in memory with the channels last.
+        grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
 
     Attributes:
         frozen: The names given as `freeze`.
@@ -36,7 +44,7 @@ class BaseTask(pl.LightningModule):
 
     Raises:
         ValueError: If a value is out of its range, a frozen part does not exist or nothing else is left, or the network
-            does not say which layers it has although their rates are to differ.
+            does not say which layers it has although their rates are to differ, or cannot recompute its activations.
     """
 
     def __init__(
@@ -47,6 +55,9 @@ class BaseTask(pl.LightningModule):
         base_batch_size: int | None = 512,
         freeze: Sequence[str] | str = (),
         layer_decay: float = 1.0,
+        compile: bool = False,  # noqa: A002  as users call it
+        channels_last: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if base_batch_size is not None and base_batch_size < 1:
@@ -56,11 +67,17 @@ class BaseTask(pl.LightningModule):
         self.schedule_factory = schedule
         self.base_batch_size = base_batch_size
         self.layer_decay = layer_decay
+        self.compiled = compile
+        self.channels_last = channels_last
         self.resolved: dict[str, Any] = {}
         self.frozen = [freeze] if isinstance(freeze, str) else list(freeze)
         _freeze(network, self.frozen)
         self._keep_frozen_in_eval_mode()
         parameter_groups(network, layer_decay)  # what is wrong with it shows before the data is loaded
+        if grad_checkpointing:
+            _checkpoint_gradients(network)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training or back; frozen parts stay in eval mode."""
@@ -73,6 +90,33 @@ class BaseTask(pl.LightningModule):
         for name in self.frozen:
             for module in _modules(self.network, name):
                 module.training = False
+
+    def arrange(self, image: Tensor) -> Tensor:
+        """Lay images `(B, C, H, W)` out in memory as the network's convolutions are."""
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
+    def on_fit_start(self) -> None:
+        """Compile the network if asked for: now all weights are loaded, and in place their names stay as they are."""
+        if self.compiled:
+            self.network.compile(dynamic=False)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients as the trainer says, those of fused optimizers in bfloat16 as well.
+
+        Lightning refuses these in any mixed precision, since a fused optimizer may undo the loss's scaling inside its
+        step, after the clipping. Where nothing is scaled, nothing is undone.
+        """
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
         """Put frozen parts back to eval mode, should somebody have switched the network's mode past the task."""
@@ -101,7 +145,9 @@ class BaseTask(pl.LightningModule):
         accumulated = max(1, self.trainer.accumulate_grad_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
         global_batch = batch_size * accumulated * self.trainer.world_size
-        optimizer = self._make_optimizer(global_batch / (self.base_batch_size or global_batch))
+        factor = global_batch / (self.base_batch_size or global_batch)
+        optimizer = self._make_optimizer(factor)
+        self._check_clipping(optimizer)
         peak = peak_rate(optimizer)
         try:
             schedule = self.schedule_factory(optimizer, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)  # type: ignore[call-arg]
@@ -114,14 +160,42 @@ class BaseTask(pl.LightningModule):
             "frozen": list(self.frozen),
             "global_batch": global_batch,
             "base_batch_size": self.base_batch_size,
+            "accumulated_batches": accumulated,
+            "processes": self.trainer.world_size,
             "samples_per_epoch": self.trainer.num_training_batches * batch_size * self.trainer.world_size,
             "steps_per_epoch": steps_per_epoch,
             "total_steps": int(total_steps),
             "warmup_steps": getattr(schedule, "warmup_steps", 0),
             "lr": peak,
             "parameter_groups": [_describe(group) for group in optimizer.param_groups],
+            "precision": self.trainer.precision,
+            "compile": self.compiled,
+            "channels_last": self.channels_last,
         }
+        if factor != 1.0:
+            logger.info(
+                "the global batch is %d and the learning rate is meant for %d: scaled in proportion, from %.3g to %.3g",
+                global_batch,
+                self.base_batch_size,
+                peak / factor,
+                peak,
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_clipping(self, optimizer: Optimizer) -> None:
+        """Refuse to clip gradients that the optimizer unscales only afterwards.
+
+        Raises:
+            ValueError: If precision, clipping and optimizer do not go together.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        # torch's own mark of optimizers that take the scale into their step
+        if scaled and self.trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError(
+                f"gradient_clip_val={self.trainer.gradient_clip_val} does not go with a fused "
+                f"{type(optimizer).__name__} in {self.trainer.precision}, which unscales gradients only after they "
+                "would be clipped: set --trainer.precision bf16-mixed or --model.optimizer.fused false"
+            )
 
     def _make_optimizer(self, factor: float) -> Optimizer:
         """Build the optimizer and multiply its groups' learning rates."""
@@ -142,6 +216,21 @@ def peak_rate(optimizer: Optimizer) -> float:
     """Return the highest learning rate of all parameter groups: that of the last layer which is trained."""
     rate: float = max(group["lr"] for group in optimizer.param_groups)
     return rate
+
+
+def _checkpoint_gradients(network: nn.Module) -> None:
+    """Let the network recompute its activations.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError) as error:  # all three occur in timm
+        raise ValueError(
+            f"{type(network).__name__} cannot recompute its activations: leave grad_checkpointing off, and take a "
+            "smaller --data.batch_size with more --trainer.accumulate_grad_batches to save memory"
+        ) from error
 
 
 def _freeze(network: nn.Module, names: Sequence[str]) -> None:

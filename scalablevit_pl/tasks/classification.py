@@ -38,6 +38,9 @@ class ClassificationTask(BaseTask):
         freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
             state dict spells them, such as `backbone` or `backbone.stages.0`. `features` means all but the last layer.
         layer_decay: Factor by which the learning rate falls from each layer to the one below; 1 is the same for all.
+        compile: Compile the network, in place, when a fit starts.
+        channels_last: Keep the network's convolutions and the images in memory with the channels last.
+        grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: If the network does not say how many classes it has, the smoothing is out of its range, or what
@@ -53,8 +56,21 @@ class ClassificationTask(BaseTask):
         label_smoothing: float = 0.1,
         freeze: Sequence[str] | str = (),
         layer_decay: float = 1.0,
+        compile: bool = False,  # noqa: A002  as users call it
+        channels_last: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
-        super().__init__(network, optimizer, schedule, base_batch_size, freeze, layer_decay)
+        super().__init__(
+            network,
+            optimizer,
+            schedule,
+            base_batch_size,
+            freeze,
+            layer_decay,
+            compile,
+            channels_last,
+            grad_checkpointing,
+        )
         num_classes = getattr(network, "num_classes", None)
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(
@@ -73,7 +89,7 @@ class ClassificationTask(BaseTask):
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits `(B, K)` from images `(B, C, H, W)`."""
-        logits: Tensor = self.network(image)
+        logits: Tensor = self.network(self.arrange(image))
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

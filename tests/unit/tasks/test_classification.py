@@ -295,6 +295,8 @@ def test_what_was_resolved_is_recorded_in_plain_values(make_trainer: MakeTrainer
         "frozen": [],
         "global_batch": 8,
         "base_batch_size": 16,
+        "accumulated_batches": 2,
+        "processes": 1,
         "samples_per_epoch": 12,
         "steps_per_epoch": 2,
         "total_steps": 16,
@@ -304,6 +306,9 @@ def test_what_was_resolved_is_recorded_in_plain_values(make_trainer: MakeTrainer
             {"weight_decay": 0.05, "tensors": 1, "parameters": 49},
             {"weight_decay": 0.0, "tensors": 1, "parameters": 7},
         ],
+        "precision": "32-true",
+        "compile": False,
+        "channels_last": False,
     }
 
 
