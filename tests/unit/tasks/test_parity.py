@@ -1,0 +1,171 @@
+"""The recipe's steps against the same ones made of timm's and torch's own parts."""
+
+import copy
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+
+from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.models import create_model
+from scalablevit_pl.optim import WarmupCosineSchedule
+from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.tasks import ClassificationTask
+from unit.tasks.test_options import swin, twins
+
+CLASSES = 7
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
+
+def seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  timm draws from the global streams
+    torch.manual_seed(number)
+
+
+def photo() -> Image.Image:
+    return Image.fromarray(np.random.RandomState(3).randint(0, 255, (90, 120, 3), dtype=np.uint8))
+
+
+def test_the_transform_is_timm_s_with_the_recipe_s_values() -> None:
+    ours = train_transform(Preprocessing(input_size=48), Augmentation())
+    theirs = create_transform(
+        48,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    image, seen = photo(), []
+    for number in range(12):
+        seed(number)
+        seen.append(ours(image))
+        seed(number)
+        assert torch.equal(seen[-1], theirs(image)), number
+    assert not torch.equal(seen[0], seen[1])
+
+
+class Batches(pl.LightningDataModule):
+    """Two batches of an epoch, mixed as the recipe mixes them, with the batch's number as the seed.
+
+    In double precision, since AdamW makes large steps of the rounding errors in gradients near zero.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+        self.samples = [{"image": image, "label": index % CLASSES} for index, image in enumerate(images)]
+        self.mix, self.count = BatchMix(Augmentation(), CLASSES), 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, batch_size=4)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        seed(self.count)
+        self.count += 1
+        batch["image"], label = self.mix(batch["image"], batch["label"])
+        batch["label"] = label.double()
+        return batch
+
+
+def drop_the_same_paths(network: nn.Module) -> None:
+    """Let drop path draw the same numbers in the same forward pass, whatever was drawn before it."""
+    network.passes = 0
+
+    def start(module: nn.Module, inputs: Any) -> None:
+        torch.manual_seed(100 + network.passes)
+        network.passes += 1
+
+    network.register_forward_pre_hook(start)
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+        self.seen.append(outputs["loss"].item())
+
+
+def timm_steps(network: nn.Module, epochs: int) -> list[float]:
+    """Train with timm's parts, under the recipe's values for a batch of 4, and return the losses."""
+    base = 5e-3 * 4 / 8
+    listed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(network, 0.05, no_weight_decay_list=listed)
+    optimizer = AdamW(groups, lr=base, betas=(0.9, 0.999), eps=1e-8)
+    steps = 2 * epochs
+    schedule = CosineLRScheduler(
+        optimizer, steps, lr_min=1e-5, warmup_t=2, warmup_lr_init=1e-6, t_in_epochs=False, warmup_prefix=False
+    )
+    mixup = Mixup(0.8, 1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=CLASSES)
+    criterion, losses, data = SoftTargetCrossEntropy(), [], Batches()
+    network.train()
+    for step in range(steps):
+        rows = data.samples[4 * (step % 2) : 4 * (step % 2) + 4]
+        images, labels = torch.stack([row["image"] for row in rows]), torch.tensor([row["label"] for row in rows])
+        seed(step)
+        images, mixed_labels = mixup(images, labels)
+        loss = criterion(network(images), mixed_labels.double())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step_update(step + 1)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "build",
+    [partial(create_model, "scalablevit_nano", CLASSES, head="mlp"), swin, twins],
+    ids=["nano", "swin", "twins"],
+)
+def test_a_step_of_the_recipe_is_one_of_timm_s(build: Callable[..., nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(drop_path_rate=0.2).double()
+    theirs = copy.deepcopy(network)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for each in (network, theirs):
+        drop_the_same_paths(each)
+    task = ClassificationTask(
+        network,
+        partial(AdamW, lr=5e-3, weight_decay=0.05),
+        partial(WarmupCosineSchedule, warmup_epochs=1),
+        base_batch_size=8,
+    )
+    losses = Losses()
+    trainer = pl.Trainer(
+        **QUIET,
+        accelerator="cpu",
+        max_epochs=2,
+        gradient_clip_val=5.0,
+        precision="64-true",
+        callbacks=[losses],
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task, datamodule=Batches())
+    assert losses.seen == pytest.approx(timm_steps(theirs, 2), rel=1e-7)
+    after, moved = theirs.state_dict(), False
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, after[name], rtol=0, atol=1e-6)
+        moved |= not torch.allclose(tensor, start[name], atol=1e-3)
+    assert moved

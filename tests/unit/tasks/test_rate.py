@@ -1,0 +1,125 @@
+"""The learning rate that the optimizer really uses: accumulated, on two processes, and after a resume.
+
+Two processes import this file, so that it imports little.
+"""
+
+import json
+import math
+import os
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+
+from scalablevit_pl.optim import WarmupCosineSchedule
+from scalablevit_pl.tasks import ClassificationTask
+
+CLASSES = 7
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
+
+class Rates(pl.Callback):
+    """Note the optimizer's rate in each batch, and stop after an epoch if asked to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.seen: list[float] = []
+        self.stop_after = stop_after
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.seen += [group["lr"] for group in trainer.optimizers[0].param_groups][:1]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 == self.stop_after
+
+
+def tiny_task() -> ClassificationTask:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
+    network.num_classes = CLASSES
+    return ClassificationTask(network, partial(AdamW, lr=5e-3), partial(WarmupCosineSchedule, warmup_epochs=1), 16)
+
+
+def trace(folder: Path, processes: int) -> dict[str, Any]:
+    """Train four epochs of 20 samples, resumed after two of them, without accumulation and with."""
+    images = torch.randn(20, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    samples = [{"image": image, "label": index % CLASSES} for index, image in enumerate(images)]
+    found: dict[str, Any] = {}
+    for accumulated in (1, 4):
+        checkpoint, rates = folder / f"{accumulated}.ckpt", []
+        for stop_after, start in ((2, None), (None, checkpoint)):
+            recorder, task = Rates(stop_after), tiny_task()
+            trainer = pl.Trainer(
+                **QUIET,
+                accelerator="cpu",
+                devices=processes,
+                strategy="ddp" if processes > 1 else "auto",
+                max_epochs=4,
+                accumulate_grad_batches=accumulated,
+                callbacks=[recorder],
+                default_root_dir=folder,
+            )
+            trainer.fit(task, DataLoader(samples, batch_size=2), ckpt_path=start)
+            if start is None:
+                trainer.save_checkpoint(checkpoint)
+            rates.append(recorder.seen)
+        found[str(accumulated)] = {"rates": rates, "resolved": task.resolved, "steps": trainer.global_step}
+    return found
+
+
+def in_a_process(rank: int, folder: Path, port: int) -> None:
+    """Train as one of two processes that torchrun would have started."""
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+    names |= {"LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(trace(folder, 2)))
+    torch.distributed.destroy_process_group()
+
+
+def formula(step: int, total: int, warmup: int, rate: float) -> float:
+    if step < warmup:
+        return 1e-6 + (rate - 1e-6) * step / warmup
+    return 1e-5 + (rate - 1e-5) * (1.0 + math.cos(math.pi * step / total)) / 2.0
+
+
+def check_trace(found: dict[str, Any], processes: int) -> None:
+    batches = 10 // processes
+    for accumulated in (1, 4):
+        case, per_epoch = found[str(accumulated)], math.ceil(batches / accumulated)
+        global_batch = 2 * accumulated * processes
+        rate = 5e-3 * global_batch / 16
+        steps = [per_epoch * epoch + batch // accumulated for epoch in range(4) for batch in range(batches)]
+        expected = [formula(step, 4 * per_epoch, per_epoch, rate) for step in steps]
+        assert case["rates"][0] == pytest.approx(expected[: 2 * batches], rel=1e-9)
+        assert case["rates"][1] == pytest.approx(expected[2 * batches :], rel=1e-9)
+        assert case["steps"] == 4 * per_epoch
+        stated = {
+            "global_batch": global_batch,
+            "accumulated_batches": accumulated,
+            "processes": processes,
+            "samples_per_epoch": 20,
+            "steps_per_epoch": per_epoch,
+            "total_steps": 4 * per_epoch,
+            "warmup_steps": per_epoch,
+            "lr": pytest.approx(rate),
+        }
+        assert {name: case["resolved"][name] for name in stated} == stated
+
+
+def test_the_rate_follows_the_formula_before_and_after_a_resume(tmp_path: Path) -> None:
+    check_trace(trace(tmp_path, 1), 1)
+
+
+def test_the_rate_follows_the_formula_on_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_a_process, (tmp_path, port), nprocs=2)
+    for rank in (0, 1):
+        check_trace(json.loads((tmp_path / f"{rank}.json").read_text()), 2)
