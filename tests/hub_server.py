@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on loopback for model repositories, as far as the client huggingface_hub needs it, with faults."""
+"""A Hugging Face Hub on loopback, as far as the client huggingface_hub needs it, with faults.
+
+A repository of a model is called `owner/name`, one of data `datasets/owner/name`.
+"""
 
 import base64
 import hashlib
@@ -91,7 +94,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A model repository."""
+    """A repository of a model or of data."""
 
     name: str
     private: bool
@@ -104,7 +107,7 @@ class Repo:
 
     @property
     def namespace(self) -> str:
-        return self.name.partition("/")[0]
+        return self.name.removeprefix("datasets/").partition("/")[0]
 
     def at(self, revision: str) -> Commit:
         found = self.branches.get(revision) or self.commits.get(revision)
@@ -210,7 +213,7 @@ ROUTES: list[tuple[str, re.Pattern[str], Endpoint]] = []
 
 def route(method: str, path: str) -> Callable[[Endpoint], Endpoint]:
     """Register a function for a path, whose {fields} become arguments."""
-    fields = {"repo": "[^/]+(?:/[^/]+)?", "path": ".+"}
+    fields = {"repo": "(?:datasets/)?[^/]+(?:/[^/]+)?", "path": ".+"}
     pattern = re.sub(r"{(\w+)}", lambda match: f"(?P<{match[1]}>{fields.get(match[1], '[^/]+')})", path)
 
     def register(endpoint: Endpoint) -> Endpoint:
@@ -611,6 +614,12 @@ class HubServer:
         with self._lock:
             return {path: file.data for path, file in self._repos[repo_id].at(revision).files.items()}
 
+    def downloads(self, repo_id: str) -> list[str]:
+        """Return the large files of a repository that have been fetched, in the order of the requests."""
+        targets = [urlsplit(path) for method, path in self.requests if method == "GET"]
+        fetched = [url for url in targets if url.path.startswith(f"/cdn/{repo_id}/")]
+        return [parse_qs(url.query)["filename"][0] for url in fetched]
+
     def commits(self, repo_id: str, revision: str = "main") -> list[str]:
         """Return the hashes of the commits, newest first."""
         with self._lock:
@@ -653,12 +662,13 @@ class HubServer:
     def _answer(self, method: str, target: str, headers: "Message[str, str]", body: bytes) -> Answer:
         """Find the endpoint and call it."""
         url = urlsplit(target)
+        path = url.path.replace("/api/datasets/", "/api/models/datasets/", 1)
         with self._lock:
             try:
-                user = self._user(headers.get("Authorization"), url.path)
+                user = self._user(headers.get("Authorization"), path)
                 request = Request(self, method, parse_qs(url.query), headers, body, user)
                 for asked, pattern, endpoint in ROUTES:
-                    if asked == method and (match := pattern.fullmatch(url.path)):
+                    if asked == method and (match := pattern.fullmatch(path)):
                         return endpoint(request, **{name: unquote(value) for name, value in match.groupdict().items()})
                 raise HubError(404, "Sorry, we can't find the page you are looking for.")
             except HubError as error:

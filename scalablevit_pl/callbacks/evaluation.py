@@ -113,7 +113,7 @@ class EvaluationReport(pl.Callback):
             **answers,
             **self.source,
             "dataset": datamodule.dataset,
-            "revision": datamodule.revision,
+            "revision": datamodule.commit or datamodule.revision,
             "split": datamodule.images[part].split,
             "split_samples": len(datamodule.images[part]),
             "preprocessing": datamodule.preprocessing.to_dict(),

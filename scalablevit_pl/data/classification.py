@@ -1,6 +1,8 @@
 """Labelled images as batches, from any source that Hugging Face `datasets` reads."""
 
 import logging
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import datasets
@@ -12,9 +14,11 @@ from torch.utils.data import DataLoader, Sampler
 from scalablevit_pl.data.images import DatasetImages, Transform
 from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import (
+    declares_classes,
     find_class_names,
     find_image_column,
     find_label_column,
+    find_revision,
     label_indices,
     load_splits,
     local_folder,
@@ -39,7 +43,8 @@ class ClassificationDataModule(pl.LightningDataModule):
     Args:
         dataset: A data set's id on the Hub; a local folder with parquet files, or with one folder per class, with or
             without a folder per split above them; or `fashion_mnist_sample`, which ships with the package.
-        revision: Commit, tag or branch on the Hub.
+        revision: Commit, tag or branch on the Hub. What a branch is, is asked once on each node: give a commit, so that
+            several nodes, and later runs, have the same data.
         image_column: Name of the image column; by default the only one of type Image.
         label_column: Name of the label column; by default the only one of type ClassLabel, or else `label`.
         train_split: Split to train on.
@@ -59,6 +64,7 @@ class ClassificationDataModule(pl.LightningDataModule):
     of workers and wherever a run was interrupted.
 
     Attributes:
+        commit: The data set's commit on the Hub, from `setup` on; None for one that lies on this machine.
         class_names: The classes in the order of their indices, from `setup` on.
 
     Raises:
@@ -105,14 +111,16 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.repeats = repeats
         self.preprocessing = preprocessing or Preprocessing()
         self.augmentation = augmentation
+        self.commit: str | None = None
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
         self._mix: BatchMix | None = None
         self._resumed_at: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
-        """Download and cache the data set, on one process of a node."""
-        load_splits(self.dataset, self.revision)
+        """Download and cache what the trainer's stage needs, or else all splits, on one process of a node."""
+        self.commit = find_revision(self.dataset, self.revision)
+        self._load(None if self.trainer is None else self.trainer.state.fn)
 
     def setup(self, stage: str) -> None:
         """Find columns, classes and the splits that the stage needs, and check their labels.
@@ -120,7 +128,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If a column or split is missing or ambiguous, or a label is none of the classes.
         """
-        splits = load_splits(self.dataset, self.revision)
+        self.commit = find_revision(self.dataset, self.revision, ask=False)
+        splits = self._load(stage)
         features = next(iter(splits.values())).features
         image_column = find_image_column(features, self.image_column)
         label_column = find_label_column(features, self.label_column)
@@ -135,13 +144,34 @@ class ClassificationDataModule(pl.LightningDataModule):
             what = "images of" if indices is None else "images drawn by seed from"
             logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
 
+    def _load(self, stage: str | None) -> datasets.DatasetDict:
+        """Load the splits that a stage needs; for None, all."""
+        if stage is None:
+            return load_splits(self.dataset, self.commit)
+        needed = partial(self._splits_of, stage)
+        splits = load_splits(self.dataset, self.commit, needed)
+        label_column = find_label_column(next(iter(splits.values())).features, self.label_column)
+        if declares_classes(splits, label_column):
+            return splits
+        return load_splits(self.dataset, self.commit, lambda names: {*needed(names), self.train_split})
+
+    def _splits_of(self, stage: str, names: Collection[str]) -> set[str]:
+        """Return which of the splits a stage needs."""
+        return {self._split_of(part, names) for part in STAGE_PARTS[stage]}
+
+    def _split_of(self, part: str, names: Collection[str]) -> str:
+        """Return which of the splits holds the part `train`, `val`, `test` or `predict`."""
+        if part in ("test", "predict"):
+            return self.test_split
+        return (self._val_split(names) if part == "val" else None) or self.train_split
+
+    def _val_split(self, names: Collection[str]) -> str | None:
+        return self.val_split or next((name for name in VALIDATION_NAMES if name in names), None)
+
     def _locate(self, splits: datasets.DatasetDict, part: str) -> tuple[str, list[int] | None]:
         """Return the split and the rows (None: all) that make up the part `train`, `val`, `test` or `predict`."""
-        if part in ("test", "predict"):
-            return self.test_split, None
-        val_split = self.val_split or next((name for name in VALIDATION_NAMES if name in splits), None)
-        if val_split is not None:
-            return (val_split if part == "val" else self.train_split), None
+        if part in ("test", "predict") or self._val_split(splits) is not None:
+            return self._split_of(part, splits), None
         # RandomState's stream is frozen for good, so the cut is the same with every version of NumPy.
         rows = len(select_split(splits, self.train_split))
         order = np.random.RandomState(self.val_seed).permutation(rows)

@@ -2,13 +2,16 @@
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 
+from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
+from scalablevit_pl.hub.client import HubError
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -20,34 +23,96 @@ SPLIT_FOLDERS = {
 }
 
 
-def load_splits(dataset: str, revision: str | None = None) -> datasets.DatasetDict:
-    """Load all splits of a data set, undecoded.
+Wanted = Callable[[Collection[str]], Collection[str]]
+Result = TypeVar("Result")
+
+
+def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str | None:
+    """Return the commit of a data set on the Hub, or None for one that lies on this machine.
 
     Args:
-        dataset: A local folder (parquet files, or one folder per class, with or without a folder per split above them),
-            the name of a sample in this package, or a data set's id on the Hub.
+        dataset: As for `load_splits`.
         revision: Commit, tag or branch on the Hub.
+        ask: Ask the Hub what a tag or branch is now; else take what was found last on this machine, if anything was.
 
     Raises:
-        ValueError: If the folder is missing, empty or mixes both layouts, a file in it is damaged, or the Hub does not
-            give the data set.
+        ValueError: If there is neither such a folder nor, on the Hub, such a data set or revision.
     """
-    folder = local_folder(dataset)
-    if folder is not None:
-        return _load_parquet(folder) if _holds_parquet(folder) else load_class_folders(folder)
+    if local_folder(dataset) is not None:
+        return None
     if not dataset.strip():
         raise ValueError("--data.dataset is empty: give a folder, or a data set's id on the Hub")
     if Path(dataset).expanduser().exists():
         raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
     if not _may_be_hub_id(dataset):
         raise ValueError(f"there is no folder {dataset!r}: check the path")
+    noted = None if ask else noted_commit(dataset, revision)
+    return noted or _on_hub(dataset, lambda: find_commit(dataset, revision))
+
+
+def load_splits(dataset: str, commit: str | None = None, wanted: Wanted = list) -> datasets.DatasetDict:
+    """Load splits of a data set, undecoded; from the Hub come only the files of those that are wanted.
+
+    Args:
+        dataset: A local folder (parquet files, or one folder per class, with or without a folder per split above them),
+            the name of a sample in this package, or a data set's id on the Hub.
+        commit: Which one of those on the Hub, as `find_revision` says; by default the newest.
+        wanted: Chooses by the names of the splits there are; by default all.
+
+    Raises:
+        ValueError: If the folder is empty or mixes both layouts, a file is missing or damaged, there is no such split,
+            or the Hub does not give it.
+    """
+    folder, commit = local_folder(dataset), commit or find_revision(dataset, None)
+    if folder is not None and _holds_parquet(folder):
+        files = _find_parquet(folder)
+    elif commit is not None and (shards := _on_hub(dataset, lambda: list_shards(dataset, commit))):
+        names = [name for split in _choose(shards, wanted) for name in shards[split]]
+        check_shards(names)  # before they are fetched
+        folder = _on_hub(dataset, lambda: fetch_shards(dataset, commit, names))
+        files = {split: [folder / name for name in shards[split]] for split in shards}
+    else:
+        loaded = _load_otherwise(dataset, commit) if folder is None else load_class_folders(folder)
+        return datasets.DatasetDict({split: loaded[split] for split in _choose(loaded, wanted)})
+    return _load_parquet(folder, {split: files[split] for split in _choose(files, wanted)})
+
+
+def _on_hub(dataset: str, call: Callable[[], Result]) -> Result:
+    """Return what a call to the Hub gives, with a sentence that fits a mistyped folder, too."""
     try:
-        return datasets.load_dataset(dataset, revision=revision)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+        return call()
+    except HubError as error:
+        raise ValueError(f"there is no folder {dataset!r} here; on the Hub: {error}") from error
+
+
+def _load_otherwise(dataset: str, commit: str | None) -> datasets.DatasetDict:
+    """Load all splits of a repository that `datasets` has to make sense of.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        return datasets.load_dataset(dataset, revision=commit)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"there is no folder {dataset!r}, and the Hub does not give a data set of that name ({error}): check the "
-            "name and the network; for gated data accept its terms on the Hub and log in with `hf auth login`"
+            f"`datasets` cannot load {dataset!r} from the Hub ({reason}): for gated data accept its terms there and "
+            "log in with `hf auth login`, else fetch it and give a folder"
         ) from error
+
+
+def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
+    """Return the splits that are wanted, in the order in which they stand.
+
+    Raises:
+        ValueError: If there is none of that name; it names those there are.
+    """
+    names = list(splits)
+    chosen = wanted(names)
+    missing = [name for name in chosen if name not in names]
+    if missing:
+        raise ValueError(f"there is no split {missing[0]!r}: choose among {', '.join(names)}")
+    return [name for name in names if name in chosen]
 
 
 def local_folder(dataset: str) -> Path | None:
@@ -68,16 +133,22 @@ def _holds_parquet(folder: Path) -> bool:
     return any(next(place.glob("*.parquet"), None) for place in places)
 
 
-def _load_parquet(folder: Path) -> datasets.DatasetDict:
-    """Load parquet files as the splits that their names or folders say.
-
-    They are named one by one, so that nothing else in the folder, such as a data card, has a say in what is loaded.
-    """
+def _find_parquet(folder: Path) -> dict[str, list[Path]]:
+    """Find the parquet files of each split, which their names or folders say."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         relative = path.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):
             files.setdefault(_split_of(relative), []).append(path)
+    return files
+
+
+def _load_parquet(folder: Path, files: dict[str, list[Path]]) -> datasets.DatasetDict:
+    """Load parquet files as splits.
+
+    They are named one by one, so that nothing else in the folder, such as a data card, has a say in what is loaded.
+    """
+    check_shards(str(path) for paths in files.values() for path in paths)
     try:
         _check_label_order([path for paths in files.values() for path in paths])
         escaped = {split: [glob.escape(str(path.resolve())) for path in paths] for split, paths in files.items()}
@@ -88,9 +159,11 @@ def _load_parquet(folder: Path) -> datasets.DatasetDict:
 
 
 def _split_of(path: Path) -> str:
-    """Tell a split by its name in a path: `train-00000-of-00002.parquet`, `test/0.parquet`, or else `train`."""
+    """Tell a split by its name in a path: `train-00000-of-00002.parquet`, `test/0.parquet`, or else train."""
     words = [word for part in path.with_suffix("").parts for word in re.split(r"[^a-z0-9]+", part.lower())]
-    return next((name for name, names in SPLIT_FOLDERS.items() for word in words if word in names), "train")
+    shard = SHARD.fullmatch(path.name)
+    other = shard["split"] if shard else "train"
+    return next((name for name, names in SPLIT_FOLDERS.items() for word in words if word in names), other)
 
 
 def _check_label_order(paths: list[Path]) -> None:
@@ -202,6 +275,11 @@ def _only(candidates: list[str], named: str | None, columns: Iterable[str], kind
     return named or candidates[0]
 
 
+def declares_classes(splits: datasets.DatasetDict, column: str) -> bool:
+    """Tell whether a column declares its classes, so that they need not be gathered from the training split."""
+    return isinstance(next(iter(splits.values())).features[column], datasets.ClassLabel)
+
+
 def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str) -> list[str]:
     """Return the classes' names in the order of their indices: as declared, or else as found in the training split.
 
@@ -211,7 +289,7 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
         ValueError: If the labels are neither names nor whole numbers.
     """
     feature = next(iter(splits.values())).features[column]
-    if isinstance(feature, datasets.ClassLabel):
+    if declares_classes(splits, column):
         return list(feature.names)
     if isinstance(feature, datasets.Value):  # else a list of labels, or worse
         found = [label for label in select_split(splits, train_split).unique(column) if label is not None]

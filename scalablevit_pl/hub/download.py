@@ -105,9 +105,9 @@ def fetch(
     with explained(repository, revision):
         for name in filter(wanted, digests):
             path = _download(repository, name, commit, digests[name], token, cache_dir, force_download)
-    _note(_listing(path.parent), json.dumps(digests))
+    note(_listing(path.parent), json.dumps(digests))
     if not pinned:  # the client does so only where it resolves the name itself, anew for each file
-        _note(path.parents[2] / "refs" / (revision or constants.DEFAULT_REVISION), commit)
+        note(path.parents[2] / "refs" / (revision or constants.DEFAULT_REVISION), commit)
     return Snapshot(repository, path.parent, commit, digests)
 
 
@@ -196,12 +196,12 @@ def _is_whole(path: Path, digest: str) -> bool:
     if DIGEST.fullmatch(digest) is None:  # an endpoint that is not the Hub may state none
         return True
     stat = path.stat()
-    note, seen = path.parents[2] / "verified" / digest, f"{stat.st_size} {stat.st_mtime_ns}"
-    if note.is_file() and note.read_text() == seen:
+    verified, seen = path.parents[2] / "verified" / digest, f"{stat.st_size} {stat.st_mtime_ns}"
+    if verified.is_file() and verified.read_text() == seen:
         return True
     if checksum(path, git=len(digest) == 40) != digest:
         return False
-    _note(note, seen)
+    note(verified, seen)
     return True
 
 
@@ -220,7 +220,7 @@ def _listing(folder: Path) -> Path:
     return folder.parents[1] / "verified" / f"{folder.name}.json"
 
 
-def _note(path: Path, text: str) -> None:
+def note(path: Path, text: str) -> None:
     """Leave a note in the cache, which others may share: it may be read-only, or another process be faster."""
     try:
         if not path.is_file() or path.read_text() != text:

@@ -32,7 +32,7 @@ ALLOWED = {
     "conversion": {"checkpoint", "model_folder", "models", "preprocessing"},
     "weights": {"checkpoint", "hub", "model_folder", "run_folder"},
     "tasks": {"models", "optim", "checkpoint", "randomness"},
-    "data": {"preprocessing", "randomness"},
+    "data": {"hub", "preprocessing", "randomness"},
     "callbacks": {"models", "checkpoint", "optim", "plotting", "run_folder", "storage"},
     "prediction": {"arguments", "callbacks", "data", "preprocessing", "tasks", "weights"},
     "experiment": {"callbacks", "checkpoint", "explanation", "models", "preprocessing", "run_folder", "weights"},

@@ -132,23 +132,6 @@ def test_a_file_is_refused(make_folders: MakeFiles) -> None:
         load_splits(str(make_folders("cat/1.jpg") / "cat" / "1.jpg"))
 
 
-@pytest.mark.parametrize("name", ["nobody/no_such_data_set", "no_such_data_set"])
-def test_a_name_that_the_hub_does_not_give_is_explained_in_one_sentence(name: str) -> None:
-    with pytest.raises(ValueError, match="the Hub does not give a data set of that name") as caught:
-        load_splits(name)
-    sentence = str(caught.value)
-    assert repr(name) in sentence
-    assert "hf auth login" in sentence
-    assert "\n" not in sentence
-
-
-def test_id_and_revision_reach_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision: asked.append((name, revision)))
-    load_splits("someone/something", "0123abc")
-    assert asked == [("someone/something", "0123abc")]
-
-
 def test_columns_are_found_by_their_type() -> None:
     features = datasets.Features({"id": NUMBER, "photo": IMAGE, "label": TEXT, "kind": NAMES})
     assert find_image_column(features, None) == "photo"
