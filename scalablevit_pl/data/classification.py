@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import lightning.pytorch as pl
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from scalablevit_pl.data.imagenet import check_imagenet
 from scalablevit_pl.data.images import DatasetImages, Transform
 from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import (
+    check_split_sizes,
     declares_classes,
     find_class_names,
     find_image_column,
@@ -59,6 +61,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
+        class_order: With `imagenet`, the classes must be ImageNet's in their order, however they are spelled.
+        split_sizes: Numbers of images that splits must have.
 
     What a training batch holds is a function of the run's seed, the epoch and the batch's number, whatever the number
     of workers and wherever a run was interrupted.
@@ -87,6 +91,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         repeats: int = 1,
         preprocessing: Preprocessing | None = None,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
+        class_order: Literal["imagenet"] | None = None,
+        split_sizes: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -111,6 +117,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.repeats = repeats
         self.preprocessing = preprocessing or Preprocessing()
         self.augmentation = augmentation
+        self.class_order = class_order
+        self.split_sizes = split_sizes or {}
         self.commit: str | None = None
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
@@ -126,19 +134,22 @@ class ClassificationDataModule(pl.LightningDataModule):
         """Find columns, classes and the splits that the stage needs, and check their labels.
 
         Raises:
-            ValueError: If a column or split is missing or ambiguous, or a label is none of the classes.
+            ValueError: If a column or split is missing or ambiguous, a label is none of the classes, or these or the
+                numbers of images are not what they must be.
         """
         self.commit = find_revision(self.dataset, self.revision, ask=False)
         splits = self._load(stage)
+        check_split_sizes(splits, self.split_sizes)
         features = next(iter(splits.values())).features
         image_column = find_image_column(features, self.image_column)
         label_column = find_label_column(features, self.label_column)
-        self.class_names = find_class_names(splits, label_column, self.train_split)
+        names = find_class_names(splits, label_column, self.train_split)
+        self.class_names = names if self.class_order is None else check_imagenet(names)
         root = local_folder(self.dataset)
         for part in STAGE_PARTS[stage]:
             split, indices = self._locate(splits, part)
             rows = select_split(splits, split)
-            labels = None if part == "predict" else label_indices(rows, label_column, self.class_names, split)
+            labels = None if part == "predict" else label_indices(rows, label_column, names, split)
             transform = self._train_transform() if part == "train" else self.preprocessing
             self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root, run_seed())
             what = "images of" if indices is None else "images drawn by seed from"

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -311,6 +311,22 @@ def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
     return splits[split]
 
 
+def check_split_sizes(splits: datasets.DatasetDict, sizes: Mapping[str, int]) -> None:
+    """Compare the numbers of images with those that splits must have; splits that are not there are not looked at.
+
+    Raises:
+        ValueError: If one has another number.
+    """
+    for split, rows in splits.items():
+        same = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
+        for name, size in sizes.items():
+            if name in same and len(rows) != size:
+                raise ValueError(
+                    f"split {split!r} has {len(rows)} images and not {size} as --data.split_sizes says: complete the "
+                    "data, or set --data.split_sizes null for other data"
+                )
+
+
 def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
     """Return the class index of every row.
 
@@ -318,6 +334,11 @@ def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: 
         ValueError: If a label is missing or none of the classes; it names the first such row.
     """
     labels = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    if labels and all(label == -1 for label in labels):
+        raise ValueError(
+            f"split {split!r} has no labels (all {len(labels)} are -1, as in ImageNet's test split), so that nothing "
+            "can be measured on it: choose another one, as with --data.test_split, or run `predict`"
+        )
     index_of = {name: index for index, name in enumerate(names)}
     indices = [index_of.get(label) if isinstance(label, str) else label for label in labels]
     wrong = [row for row, index in enumerate(indices) if index is None or not 0 <= index < len(names)]

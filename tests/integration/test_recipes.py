@@ -12,6 +12,7 @@ import torch
 from integration.conftest import QUICK, Run
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from scalablevit_pl.cli import CONFIG_FOLDERS, find_config, settle
 from scalablevit_pl.experiment import ExperimentCLI
@@ -87,6 +88,8 @@ def test_the_imagenet_recipe_is_the_papers() -> None:
     assert (task["base_batch_size"], task["label_smoothing"]) == (512, 0.1)
     assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (300, 5.0, "bf16-mixed")
     assert (data["dataset"], data["val_split"], data["batch_size"]) == ("ILSVRC/imagenet-1k", "validation", 128)
+    assert (data["revision"], data["class_order"]) == ("49e2ee26f3810fb5a7536bbf732a7b07389a47b5", "imagenet")
+    assert data["split_sizes"] == {"train": 1_281_167, "validation": 50_000}
     augmentation, preprocessing = data["augmentation"], data["preprocessing"]
     mixing = {"mixup": 0.8, "cutmix": 1, "mix_prob": 1, "switch_prob": 0.5}
     assert mixing.items() <= augmentation.items()
@@ -131,7 +134,7 @@ def test_the_networks_to_compare_with_are_timm_s(recipe: str, name: str) -> None
 @pytest.fixture(scope="session")
 def fake_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imagenet")
-    names = datasets.ClassLabel(names=[f"class {index}" for index in range(1000)])
+    names = datasets.ClassLabel(names=ImageNetInfo().label_names())
     features = datasets.Features({"image": datasets.Image(), "label": names})
     rows = {
         "image": [Image.new("RGB", (300, 260), (index * 30, 90, 40)) for index in range(4)],
@@ -152,6 +155,7 @@ def test_an_imagenet_recipe_trains_steps(
     words += ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false"]
     # The two big ones take images of any size, and with small ones they take seconds.
     few = ["--data.preprocessing.input_size=64"] if recipe.endswith(("_b.yaml", "_l.yaml")) else []
+    words.append("--data.split_sizes=null")
     words = settle("fit", ["--config", f"recipes/{recipe}", *words, *few])
     monkeypatch.setattr(sys, "argv", ["scalablevit", "fit", *words])
     cli = ExperimentCLI("scalablevit fit")

@@ -1,0 +1,89 @@
+"""ImageNet-1K's classes in their order, whichever way a source spells them."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data.imagenet_info import ImageNetInfo
+
+# Two classes are called crane; the data set on the Hub, in which no name may occur twice, numbers the second one.
+HUB_SPELLING = {517: "crane2"}
+
+
+@cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """Return the ids of the 1,000 synsets, which are the names of ImageNet's folders, in the order of the classes."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]
+
+
+@cache
+def _descriptions() -> tuple[str, ...]:
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.label_name_to_description(synset) for synset in imagenet_synsets())
+
+
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """Return the names of the 1,000 classes, as converted weights have them: with the synset where two are the same."""
+    names = _descriptions()
+    return tuple(
+        f"{name} ({synset})" if names.count(name) > 1 else name
+        for name, synset in zip(names, imagenet_synsets(), strict=True)
+    )
+
+
+def check_imagenet(names: Sequence[str]) -> list[str]:
+    """Check that classes are ImageNet's in their order, and return the names that they have in this package.
+
+    Known are synset ids, WordNet's lemmas as timm has them, and the names of the data set on the Hub. Of lemmas, one in
+    common is enough, and up to one name in fifty may be another one altogether, if it is not that of another class.
+
+    Args:
+        names: The classes of a source in the order of their indices.
+
+    Raises:
+        ValueError: If a class is missing or in another place; it names the first.
+    """
+    synsets, canonical = imagenet_synsets(), imagenet_names()
+    remedy = "correct the data, or set --data.class_order null if it is not ImageNet"
+    if len(names) != len(synsets):
+        absent = [synset for synset in synsets if synset not in names]
+        example = f", such as {absent[0]} ({canonical[synsets.index(absent[0])]})" if len(absent) < len(synsets) else ""
+        what = f"{len(absent)} are missing{example}" if example else f"the first is {(*names, None)[0]!r}"
+        raise ValueError(f"the data has {len(names)} classes where ImageNet has {len(synsets)}; {what}: {remedy}")
+    places = _spellings()
+    strange = []
+    for index, name in enumerate(names):
+        exact = places.get(_plain(name), set())
+        if index in exact or (not exact and _lemmas(name) & _lemmas(canonical[index])):
+            continue
+        if exact:
+            strange = [index]
+            break
+        strange.append(index)
+    else:
+        if len(strange) <= len(names) // 50:
+            return list(canonical)
+    first = strange[0]
+    raise ValueError(
+        f"class {first} of the data is {names[first]!r} where ImageNet has {canonical[first]!r} ({synsets[first]}): "
+        f"{remedy}"
+    )
+
+
+@cache
+def _spellings() -> dict[str, set[int]]:
+    """Return the indices that each known spelling stands for."""
+    places: dict[str, set[int]] = {}
+    for index, spellings in enumerate(zip(imagenet_synsets(), imagenet_names(), _descriptions(), strict=True)):
+        for spelling in {*spellings, HUB_SPELLING.get(index, "")} - {""}:
+            places.setdefault(_plain(spelling), set()).add(index)
+    return places
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_]+", name.strip().lower()))
+
+
+def _lemmas(name: str) -> set[str]:
+    return {_plain(lemma) for lemma in name.split(",")}

@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from timm.data import ImageNetInfo
+
+from scalablevit_pl.conversion import _imagenet_names
+from scalablevit_pl.data import ClassificationDataModule, Preprocessing
+from scalablevit_pl.data.imagenet import check_imagenet, imagenet_names
+
+INFO = ImageNetInfo()
+SYNSETS = list(INFO.label_names())
+LEMMAS = [INFO.index_to_description(index) for index in range(1000)]
+# As the data set on the Hub has them: names of a ClassLabel have to differ.
+HUB = [*LEMMAS[:517], "crane2", *LEMMAS[518:]]
+
+
+def swapped(names: list[str], one: int, other: int) -> list[str]:
+    names = list(names)
+    names[one], names[other] = names[other], names[one]
+    return names
+
+
+def test_the_names_are_those_of_converted_weights_and_differ() -> None:
+    assert list(imagenet_names()) == _imagenet_names()
+    assert len(set(imagenet_names())) == 1000
+    assert imagenet_names()[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SYNSETS,
+        LEMMAS,
+        HUB,
+        _imagenet_names(),
+        [name.split(",")[0] if index not in (264, 639) else name for index, name in enumerate(LEMMAS)],
+        [name.upper().replace(" ", "_") for name in LEMMAS],
+        [*LEMMAS[:7], "rooster", *LEMMAS[8:]],
+    ],
+    ids=["synsets", "timm", "hub", "ours", "first lemma", "other letters", "one other name"],
+)
+def test_every_spelling_becomes_the_same_names(names: list[str]) -> None:
+    assert check_imagenet(names) == _imagenet_names()
+
+
+@pytest.mark.parametrize("names", [SYNSETS, LEMMAS, HUB], ids=["synsets", "timm", "hub"])
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (638, 639), (836, 837), (998, 999)])
+def test_two_classes_in_each_others_places_are_found(names: list[str], one: int, other: int) -> None:
+    with pytest.raises(ValueError, match=f"class {one} of the data is .* where ImageNet has .*{SYNSETS[one]}"):
+        check_imagenet(swapped(names, one, other))
+
+
+@pytest.mark.parametrize("names", [SYNSETS, HUB], ids=["synsets", "hub"])
+def test_the_two_cranes_are_told_apart(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="class 134 of the data"):
+        check_imagenet(swapped(names, 134, 517))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            SYNSETS[:5] + SYNSETS[6:],
+            r"999 classes where ImageNet has 1000; 1 are missing, such as n01496331 \(electric",
+        ),
+        ([str(index) for index in range(1000)], "class 0 of the data is '0' where ImageNet has 'tench"),
+        (["cat", "dog"], "2 classes where ImageNet has 1000; the first is 'cat'"),
+        (sorted(LEMMAS), "class 0 of the data is 'Afghan hound"),
+        (["n00000000", *SYNSETS[1:500], *[f"x{index}" for index in range(500)]], "class 0 of the data is 'n00000000'"),
+    ],
+    ids=["one missing", "numbers", "pets", "alphabetical", "half unknown"],
+)
+def test_other_classes_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        check_imagenet(names)
+    assert "--data.class_order null" in str(caught.value)
+
+
+def make_data(folder: Path, **arguments: Any) -> ClassificationDataModule:
+    return ClassificationDataModule(
+        str(folder), batch_size=1, num_workers=0, preprocessing=Preprocessing(8), augmentation=None, **arguments
+    )
+
+
+def test_the_datamodule_takes_imagenets_names(make_parquet: Callable[..., Path]) -> None:
+    data = make_data(make_parquet({"train": [999, 0, 517], "test": [517, 1]}, SYNSETS), class_order="imagenet")
+    data.setup("test")
+    assert data.class_names == _imagenet_names()
+    assert [batch["label"].item() for batch in data.test_dataloader()] == [517, 1]
+
+
+def test_the_datamodule_refuses_other_classes(make_parquet: Callable[..., Path]) -> None:
+    data = make_data(make_parquet({"train": 4}), class_order="imagenet")
+    with pytest.raises(ValueError, match="3 classes where ImageNet has 1000"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "valid"])
+def test_the_datamodule_counts_the_images_of_splits(name: str, make_parquet: Callable[..., Path]) -> None:
+    folder = make_parquet({"train": 6, name: 3})
+    make_data(folder, split_sizes={"train": 6, "validation": 3, "test": 9}).setup("fit")
+    data = make_data(folder, split_sizes={"train": 6, "validation": 50_000})
+    with pytest.raises(ValueError, match=r"split 'validation' has 3 images and not 50000 .*--data.split_sizes null"):
+        data.setup("fit")
+    with pytest.raises(ValueError, match=r"split 'train' has 6 images and not 7"):
+        make_data(folder, split_sizes={"train": 7}).setup("fit")
+    make_data(folder, split_sizes={"train": 7}).setup("validate")
+
+
+def test_accuracy_on_hidden_labels_is_refused(make_parquet: Callable[..., Path]) -> None:
+    data = make_data(make_parquet({"train": 4, "test": [-1, -1, -1]}))
+    with pytest.raises(ValueError, match=r"split 'test' has no labels \(all 3 are -1.*test_split"):
+        data.setup("test")
+    data.setup("predict")
+    assert len(data.predict_dataloader()) == 3
