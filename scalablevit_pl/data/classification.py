@@ -21,11 +21,13 @@ from scalablevit_pl.data.source import (
     find_image_column,
     find_label_column,
     find_revision,
+    find_stream,
     label_indices,
     load_splits,
     local_folder,
     select_split,
 )
+from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import Preprocessing
@@ -63,6 +65,10 @@ class ClassificationDataModule(pl.LightningDataModule):
         augmentation: Random variation of training images; None trains on the evaluation transform.
         class_order: With `imagenet`, the classes must be ImageNet's in their order, however they are spelled.
         split_sizes: Numbers of images that splits must have.
+        streaming: Read training images from parquet files as they come, neither fetching nor converting them first. The
+            order is less random, and a resume within an epoch begins the epoch's stream anew, so it is only
+            approximate. What is validated and tested on is fetched in any case, and each image counted once.
+        shuffle_buffer: Images of a stream among which the next one is drawn, in each worker.
 
     What a training batch holds is a function of the run's seed, the epoch and the batch's number, whatever the number
     of workers and wherever a run was interrupted.
@@ -93,12 +99,16 @@ class ClassificationDataModule(pl.LightningDataModule):
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
         class_order: Literal["imagenet"] | None = None,
         split_sizes: dict[str, int] | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"need batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}")
         if repeats < 1:
             raise ValueError(f"repeats must be at least 1, which draws each image once an epoch, got {repeats}")
+        if shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be 1 or more, got {shuffle_buffer}")
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
         if not 0 <= val_seed < 2**32:
@@ -119,9 +129,12 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.augmentation = augmentation
         self.class_order = class_order
         self.split_sizes = split_sizes or {}
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.commit: str | None = None
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
+        self._stream: TrainingStream | None = None
         self._mix: BatchMix | None = None
         self._resumed_at: tuple[int, int] | None = None
 
@@ -139,14 +152,14 @@ class ClassificationDataModule(pl.LightningDataModule):
         """
         self.commit = find_revision(self.dataset, self.revision, ask=False)
         splits = self._load(stage)
-        check_split_sizes(splits, self.split_sizes)
+        check_split_sizes({split: len(rows) for split, rows in splits.items()}, self.split_sizes)
         features = next(iter(splits.values())).features
         image_column = find_image_column(features, self.image_column)
         label_column = find_label_column(features, self.label_column)
         names = find_class_names(splits, label_column, self.train_split)
         self.class_names = names if self.class_order is None else check_imagenet(names)
         root = local_folder(self.dataset)
-        for part in STAGE_PARTS[stage]:
+        for part in self._parts(stage):
             split, indices = self._locate(splits, part)
             rows = select_split(splits, split)
             labels = None if part == "predict" else label_indices(rows, label_column, names, split)
@@ -154,6 +167,29 @@ class ClassificationDataModule(pl.LightningDataModule):
             self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root, run_seed())
             what = "images of" if indices is None else "images drawn by seed from"
             logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
+        if self.streaming and stage == "fit":
+            self._stream = self._open_stream(names, image_column, label_column)
+
+    def _open_stream(self, names: list[str], image_column: str, label_column: str) -> TrainingStream:
+        stream = TrainingStream(
+            find_stream(self.dataset, self.commit, self.train_split),
+            image_column,
+            label_column,
+            names,
+            self.train_split,
+            self._train_transform(),
+            self.batch_size,
+            self.num_workers,
+            *self._processes(),
+            self.shuffle_buffer,
+        )
+        check_split_sizes({self.train_split: stream.rows}, self.split_sizes)
+        logger.info("train: a stream of %d images of split %r", stream.rows, self.train_split)
+        return stream
+
+    def _parts(self, stage: str) -> list[str]:
+        """Return the parts of a stage that are loaded in whole."""
+        return [part for part in STAGE_PARTS[stage] if part != "train" or not self.streaming]
 
     def _load(self, stage: str | None) -> datasets.DatasetDict:
         """Load the splits that a stage needs; for None, all."""
@@ -168,7 +204,13 @@ class ClassificationDataModule(pl.LightningDataModule):
 
     def _splits_of(self, stage: str, names: Collection[str]) -> set[str]:
         """Return which of the splits a stage needs."""
-        return {self._split_of(part, names) for part in STAGE_PARTS[stage]}
+        needed = {self._split_of(part, names) for part in self._parts(stage)}
+        if self.streaming and stage == "fit" and self.train_split in needed:
+            raise ValueError(
+                "nothing can be cut off a stream to validate on: name a split with --data.val_split, or set "
+                "--data.streaming false"
+            )
+        return needed
 
     def _split_of(self, part: str, names: Collection[str]) -> str:
         """Return which of the splits holds the part `train`, `val`, `test` or `predict`."""
@@ -202,6 +244,11 @@ class ClassificationDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If there are fewer training images than a batch over all processes takes.
         """
+        if self._stream is not None:
+            trainer = self.trainer
+            return StreamLoader(
+                self._stream, self.batch_size, self.num_workers, lambda: 0 if trainer is None else trainer.current_epoch
+            )
         images, (processes, rank) = self.images["train"], self._processes()
         if len(images) < self.batch_size * processes:
             possible = len(images) // processes

@@ -77,6 +77,25 @@ def load_splits(dataset: str, commit: str | None = None, wanted: Wanted = list) 
     return _load_parquet(folder, {split: files[split] for split in _choose(files, wanted)})
 
 
+def find_stream(dataset: str, commit: str | None, split: str) -> list[str]:
+    """Return the addresses of the parquet files of a split, which are read where they are.
+
+    Raises:
+        ValueError: If there is no such split, a file of it is missing, or the data lies otherwise.
+    """
+    folder = local_folder(dataset)
+    if folder is not None:
+        files = {name: list(map(str, paths)) for name, paths in _find_parquet(folder).items()}
+    else:
+        shards = _on_hub(dataset, lambda: list_shards(dataset, commit or ""))
+        files = {name: [f"hf://datasets/{dataset}@{commit}/{path}" for path in paths] for name, paths in shards.items()}
+    if not files:
+        raise ValueError(f"{dataset!r} holds no parquet files that can be streamed: set --data.streaming false")
+    chosen = files[_choose(files, lambda _: [split])[0]]
+    check_shards(chosen)
+    return chosen
+
+
 def _on_hub(dataset: str, call: Callable[[], Result]) -> Result:
     """Return what a call to the Hub gives, with a sentence that fits a mistyped folder, too."""
     try:
@@ -311,18 +330,18 @@ def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
     return splits[split]
 
 
-def check_split_sizes(splits: datasets.DatasetDict, sizes: Mapping[str, int]) -> None:
-    """Compare the numbers of images with those that splits must have; splits that are not there are not looked at.
+def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Compare the numbers of images of splits with those they must have; other splits are not looked at.
 
     Raises:
         ValueError: If one has another number.
     """
-    for split, rows in splits.items():
+    for split, count in counts.items():
         same = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
         for name, size in sizes.items():
-            if name in same and len(rows) != size:
+            if name in same and count != size:
                 raise ValueError(
-                    f"split {split!r} has {len(rows)} images and not {size} as --data.split_sizes says: complete the "
+                    f"split {split!r} has {count} images and not {size} as --data.split_sizes says: complete the "
                     "data, or set --data.split_sizes null for other data"
                 )
 

@@ -1,0 +1,150 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from hub_server import HubServer
+from huggingface_hub import constants
+from PIL import Image
+
+from scalablevit_pl.data import ClassificationDataModule, Preprocessing
+from scalablevit_pl.data.stream import TrainingStream
+from scalablevit_pl.preprocessing import UnreadableImageError
+
+SMALL = Preprocessing(8)
+ROWS = [9, 8, 8, 8, 8, 8]
+
+
+class At:
+    """What the datamodule asks a trainer."""
+
+    def __init__(self, world_size: int = 1, global_rank: int = 0, epoch: int = 0) -> None:
+        self.world_size, self.global_rank, self.current_epoch = world_size, global_rank, epoch
+
+
+def png(row: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (row, 255 - row, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, rows: range, names: tuple[str, ...] = ("cat", "dog")) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    images = [{"bytes": png(row), "path": f"{row}.png"} for row in rows]
+    table = datasets.Dataset.from_dict({"image": images, "label": [row % 2 for row in rows]}, features=features)
+    table.to_parquet(str(path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six files, 49 rows, of which each image tells its row; and three images to validate on."""
+    start = 0
+    for number, rows in enumerate(ROWS):
+        write(tmp_path / f"train-{number:05}-of-{len(ROWS):05}.parquet", range(start, start + rows))
+        start += rows
+    write(tmp_path / "validation-00000-of-00001.parquet", range(3))
+    return tmp_path
+
+
+def make_data(dataset: Any, at: At, **arguments: Any) -> ClassificationDataModule:
+    values = {"batch_size": 4, "num_workers": 0, "preprocessing": SMALL, "augmentation": None} | arguments
+    data = ClassificationDataModule(str(dataset), streaming=True, **values)
+    data.trainer = at
+    data.setup("fit")
+    return data
+
+
+def indices(loader: Any) -> list[int]:
+    return [index for batch in loader for index in batch["index"].tolist()]
+
+
+@pytest.mark.parametrize(("processes", "workers", "batches"), [(1, 0, 12), (2, 0, 6), (3, 2, 4), (1, 2, 12)])
+def test_processes_and_workers_share_the_rows_evenly(processes: int, workers: int, batches: int, folder: Path) -> None:
+    for epoch in (0, 1):
+        seen = []
+        for rank in range(processes):
+            loader = make_data(folder, At(processes, rank, epoch), num_workers=workers).train_dataloader()
+            found = list(loader)
+            assert len(found) == len(loader) == batches
+            assert all(len(batch["label"]) == 4 for batch in found)
+            seen += indices(found)
+        assert len(seen) == len(set(seen)) == 48  # of 49: the longer file's last row is left out
+        assert set(seen) <= set(range(49))
+
+
+def test_each_index_has_its_image_and_label(folder: Path) -> None:
+    for batch in make_data(folder, At()).train_dataloader():
+        for index, label, image, path in zip(
+            batch["index"].tolist(), batch["label"].tolist(), batch["image"], batch["path"], strict=True
+        ):
+            assert label == index % 2
+            assert path == f"{index}.png"
+            assert torch.equal(image, SMALL(Image.new("RGB", (8, 8), (index, 255 - index, 0))))
+
+
+def test_the_order_follows_seed_and_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    for seed, epoch, buffer in ((0, 0, 1000), (0, 0, 1000), (0, 1, 1000), (1, 0, 1000), (0, 0, 1)):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        at = At()
+        loader = make_data(folder, at, shuffle_buffer=buffer).train_dataloader()
+        at.current_epoch = epoch  # asked for when an epoch begins
+        orders.append(indices(loader))
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) == 4
+    steps = [two - one for one, two in zip(orders[4], orders[4][1:], strict=False)]
+    assert steps.count(1) >= 42  # with a buffer of one, files are shuffled and their rows are not
+
+
+def test_files_that_cannot_be_shared_out_are_refused_with_the_numbers(folder: Path) -> None:
+    message = r"6 parquet files of split 'train' .* 2 process\(es\) × 2 worker\(s\): .*--data.num_workers"
+    with pytest.raises(ValueError, match=message):
+        make_data(folder, At(2), num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 49}, "do not fill a batch of 49"),
+        ({"val_split": "train"}, "nothing can be cut off a stream"),
+        ({"train_split": "other"}, "there is no split 'other': choose among train, validation"),
+        ({"split_sizes": {"train": 50}}, "split 'train' has 49 images and not 50"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer must be 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(arguments: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_data(folder, At(), **arguments)
+
+
+def test_other_classes_than_the_validated_ones_are_refused(folder: Path) -> None:
+    write(folder / "train-00003-of-00006.parquet", range(8), ("dog", "cat"))
+    with pytest.raises(ValueError, match=r"train-00003-of-00006\.parquet' declares other classes"):
+        make_data(folder, At())
+
+
+def test_class_folders_cannot_be_streamed(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "1.png").write_bytes(png(1))
+    with pytest.raises(ValueError, match="no parquet files that can be streamed"):
+        make_data(tmp_path, At())
+
+
+def test_an_unreadable_image_is_named(folder: Path) -> None:
+    data = make_data(folder, At())
+    assert isinstance(data._stream, TrainingStream)
+    data._stream._rows = lambda numbers: iter([(7, {"image": {"bytes": b"no image"}, "label": 0})])
+    with pytest.raises(UnreadableImageError, match="row 7 of split 'train'"):
+        list(data.train_dataloader())
+
+
+def test_a_stream_from_the_hub_fetches_only_what_is_validated_on(folder: Path, hub: HubServer) -> None:
+    hub.add_repo("datasets/lab/pets")
+    hub.commit("datasets/lab/pets", {f"data/{path.name}": path.read_bytes() for path in folder.glob("*.parquet")})
+    data = make_data("lab/pets", At())
+    cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("*.parquet")}
+    assert cached == {"validation-00000-of-00001.parquet"}
+    assert indices(data.train_dataloader()) == indices(make_data(folder, At()).train_dataloader())
