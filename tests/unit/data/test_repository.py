@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from scalablevit_pl.data import ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.repository import group_shards
 from scalablevit_pl.data.source import load_splits
+from scalablevit_pl.hub import client
 
 PETS = "datasets/lab/pets"
 SIZES = {"train": 5, "validation": 3, "test": 4}
@@ -20,6 +21,12 @@ PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
 )
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
 
 
 def parquet(labels: Sequence[Any], names: Sequence[str] | None = ("cat", "dog"), stem: str = "") -> bytes:
