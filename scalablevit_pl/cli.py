@@ -56,6 +56,8 @@ def main(args: list[str] | None = None) -> int:
         sentence = None if "--traceback" in options else explain(error)
         if sentence is None:
             raise
+        if getattr(error, "raised_by_all", False) and not is_first_process():
+            return 2  # the first process says it
         return fail(sentence)
 
 

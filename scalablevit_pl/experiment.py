@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd
 from scalablevit_pl.callbacks.initialization import StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
@@ -260,7 +261,7 @@ class ExperimentCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         command, settings = self.config.subcommand, self.config[self.config.subcommand]
-        ours: list[pl.Callback] = [LineEnd()]
+        ours: list[pl.Callback] = [LineEnd(), SharedEnd()]
         average = next(callback for callback in callbacks if isinstance(callback, WeightAverage))
         average.choose(settings.get("average"))
         if self.trained is None:
@@ -277,9 +278,11 @@ class ExperimentCLI(LightningCLI):
             self.trained = None  # what the callback lets go of shall be free
         if command != "fit" or config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoints)]
-        if command == "predict":
+        if command == "fit":
+            ours.append(LossGuard(self.folder))
+        elif command == "predict":
             ours.append(PredictionWriter(self.folder / "predictions.csv"))
-        elif command != "fit":
+        else:
             source = {"checkpoint": settings.ckpt_path, "global_step": self.step}
             if settings.ckpt_path is None:
                 source = {"weights": settings.weights, "average": self.average}

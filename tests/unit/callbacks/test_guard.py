@@ -1,0 +1,153 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError
+
+TWO_PROCESSES = """
+import os
+import sys
+from pathlib import Path
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+from unit.callbacks.test_guard import Line, samples
+from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd
+
+class Failing(Line):
+    def training_step(self, batch, batch_idx):
+        if sys.argv[1] == "rank0" and self.global_rank == 0 and batch_idx == 2:
+            raise ValueError("only here")
+        return super().training_step(batch, batch_idx)
+
+values = samples({5: float("inf")} if sys.argv[1] == "loss" else {})
+loader = DataLoader(values[int(os.environ.get("LOCAL_RANK", 0))::2], batch_size=2)
+callbacks = [LossGuard(Path(".")), SharedEnd()]
+trainer = pl.Trainer(use_distributed_sampler=False, accelerator="cpu", devices=2, strategy="ddp", max_epochs=1,
+    logger=False, callbacks=callbacks,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+try:
+    trainer.fit(Failing(), loader)
+except ValueError as error:
+    Path(f"error.{trainer.global_rank}").write_text(str(error))
+    sys.exit(2)
+"""
+
+
+class Line(pl.LightningModule):
+    """The loss is (w x)², x the mean of a batch; where it is 0 the weight's gradient may be made none."""
+
+    def __init__(self, spoil_gradient_in: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5]))
+        self.spoil_gradient_in = spoil_gradient_in
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = (self.weight * batch["value"].mean()).square().sum()
+        if batch_idx == self.spoil_gradient_in:
+            loss = loss + (0.0 * self.weight).sqrt().sum()  # 0, and 0 · ∞ its derivative
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def samples(wrong: dict[int, float]) -> list[dict[str, Any]]:
+    return [{"value": wrong.get(index, 1.0), "index": index, "path": f"{index}.jpg"} for index in range(12)]
+
+
+def fit(folder: Path, module: Line, wrong: dict[int, float], accumulated: int = 1, **settings: Any) -> pl.Trainer:
+    checkpoints = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=1, enable_version_counter=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        callbacks=[LossGuard(folder), checkpoints],
+        accumulate_grad_batches=accumulated,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, DataLoader(samples(wrong), batch_size=2))
+    return trainer
+
+
+def after(steps: int) -> float:
+    """Return the weight after steps of gradient descent on w²."""
+    weight = 0.5
+    for _ in range(steps):
+        weight -= 0.1 * 2.0 * weight
+    return weight
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 3), (2, 1), (4, 0)])
+def test_a_loss_that_is_no_number_stops_before_the_step(
+    value: float, accumulated: int, steps: int, tmp_path: Path
+) -> None:
+    module = Line()
+    with pytest.raises(NonFiniteError) as error:
+        fit(tmp_path, module, {7: value}, accumulated)
+    assert module.weight.item() == pytest.approx(after(steps))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert json.loads((tmp_path / "nonfinite.json").read_text()) == {
+        "epoch": 0,
+        "step": steps,
+        "batch": 3,
+        "rank": 0,
+        "lr": 0.1,
+        "loss": "nan" if value != value else "inf",  # a square is never -inf
+        "last_checkpoint": str(last) if steps else None,
+        "index": [6, 7],
+        "path": ["6.jpg", "7.jpg"],
+    }
+    known = f"the last good checkpoint is {last}" if steps else "there is no checkpoint yet"
+    for text in (f"in step {steps} of epoch 0", "rate of 0.1:", known, str(tmp_path / "nonfinite.json")):
+        assert text in str(error.value)
+
+
+def test_a_training_with_finite_losses_is_left_alone(tmp_path: Path) -> None:
+    module = Line()
+    fit(tmp_path, module, {})
+    assert module.weight.item() == pytest.approx(after(6))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_spoilt_weights_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"after 3 steps although the loss was one.*checkpoint is .*last.ckpt"):
+        fit(tmp_path, Line(spoil_gradient_in=2), {})
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert saved["state_dict"]["weight"].item() == pytest.approx(after(2))
+
+
+@pytest.mark.parametrize("case", ["loss", pytest.param("rank0", marks=pytest.mark.slow)])
+def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    package, tests = Path(__file__).parents[3], Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "script.py", case], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert time.monotonic() - start < 60
+    if case == "rank0":
+        assert (tmp_path / "error.0").read_text() == "only here"
+        return
+    said = [(tmp_path / f"error.{rank}").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert "nonfinite.rank1.json: look" in said[0]
+    assert not (tmp_path / "nonfinite.rank0.json").exists()
+    record = json.loads((tmp_path / "nonfinite.rank1.json").read_text())
+    assert (record["index"], record["step"], record["rank"]) == ([5, 7], 1, 1)
