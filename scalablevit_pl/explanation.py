@@ -16,6 +16,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from scalablevit_pl.checkpoint import TIMM_FACTORY
 
 PACKAGE = Path(__file__).parent
+# What torch raises as a RuntimeError that somebody can do something about, and what that is.
+REMEDIES = {
+    re.compile(r"out of memory|DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE): (
+        "out of memory: take a smaller --data.batch_size, in a fit with a larger --trainer.accumulate_grad_batches so "
+        "that the global batch stays, or try --model.network.grad_checkpointing true or --trainer.precision bf16-mixed"
+    ),
+    re.compile(r"DataLoader timed out after ([\d.]+) seconds"): (
+        "no batch came from the loader processes for {} seconds: see whether the disk or network that holds the data "
+        "answers, try --data.num_workers 0 to see where it hangs, or allow more time with --data.worker_timeout"
+    ),
+    re.compile(r"DataLoader worker .*(?:killed by signal|exited unexpectedly)", re.DOTALL): (
+        "a loader process was killed, mostly because memory or shared memory (/dev/shm) has run out: take a smaller "
+        "--data.num_workers or --data.batch_size, or give the machine or container more (docker run --shm-size)"
+    ),
+}
 # Lines of jsonargparse's messages that say where, not what.
 STRUCTURE = re.compile(r"Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value")
 REJECTED = re.compile(
@@ -28,8 +43,8 @@ def explain(error: BaseException) -> str | None:
     """Return one sentence for an error that a user can mend.
 
     That is one that this package raised on purpose, a file that cannot be read or written, a setting that Lightning
-    refuses, or a package that is not installed. Anything else is a fault of the program: None, and its trace should be
-    seen.
+    refuses, a package that is not installed, or loader processes or memory that fail. Anything else is a fault of the
+    program: None, and its trace should be seen.
 
     Args:
         error: What was caught; its causes are looked through, since Lightning and jsonargparse wrap what they catch.
@@ -40,11 +55,24 @@ def explain(error: BaseException) -> str | None:
             if text.startswith("Caught "):  # a loader process sends its trace along, the message at its end
                 text = text.splitlines()[-1].removeprefix(f"{_qualified_name(cause)}: ")
             return " ".join(text.split())
+    for cause in _chain(error):
+        remedy = _remedy(cause)
+        if remedy is not None:
+            return remedy
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {str(error.filename)!r}"
     if isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return " ".join(str(error).split())
     return None
+
+
+def _remedy(error: BaseException) -> str | None:
+    """Return the sentence for one of torch's errors that somebody can do something about."""
+    matches = ((remedy, pattern.search(str(error))) for pattern, remedy in REMEDIES.items())
+    found = next(((remedy, match) for remedy, match in matches if match), None)
+    if found is None or not isinstance(error, RuntimeError):
+        return None
+    return found[0].format(*found[1].groups())
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

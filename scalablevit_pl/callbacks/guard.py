@@ -56,7 +56,7 @@ class LossGuard(pl.Callback):
         event = None
         if loss.is_cuda:
             spoilt = spoilt.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self.asked = (spoilt, loss, event)
 
@@ -93,8 +93,8 @@ class LossGuard(pl.Callback):
         if sums and not torch.stack(sums).isfinite().all():
             raise NonFiniteError(
                 f"the weights are no finite numbers after {trainer.global_step} steps although the loss was one, so "
-                f"they are not saved: {_named(self._last_checkpoint())}: start with a smaller --model.optimizer.lr, with "
-                "--trainer.gradient_clip_val or with --trainer.precision 32-true"
+                f"they are not saved: {_named(self._last_checkpoint())}: start with a smaller --model.optimizer.lr, "
+                "with --trainer.gradient_clip_val or with --trainer.precision 32-true"
             )
 
     def _check(self, trainer: pl.Trainer) -> None:
@@ -132,8 +132,8 @@ class LossGuard(pl.Callback):
         files = " and ".join(str(self._record(trainer, rank)) for rank in ranks)
         raise NonFiniteError(
             f"the loss is no finite number in step {trainer.global_step} of epoch {trainer.current_epoch} at a "
-            f"learning rate of {rate:.3g}: {_named(last)}, and the batch is in {files}: look at its images, or start with a "
-            "smaller --model.optimizer.lr"
+            f"learning rate of {rate:.3g}: {_named(last)}, and the batch is in {files}: look at its images, or start "
+            "with a smaller --model.optimizer.lr"
         )
 
     def _record(self, trainer: pl.Trainer, rank: int) -> Path:

@@ -60,6 +60,7 @@ class ClassificationDataModule(pl.LightningDataModule):
         num_workers: Loader processes of each process.
         repeats: How often an image is drawn in an epoch, augmented anew each time (repeated augmentation); an epoch
             keeps its length and so sees fewer images.
+        worker_timeout: Seconds to wait for a batch of the loader processes before the run stops; 0 waits for ever.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
@@ -101,6 +102,7 @@ class ClassificationDataModule(pl.LightningDataModule):
         split_sizes: dict[str, int] | None = None,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
+        worker_timeout: float = 600.0,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -109,6 +111,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             raise ValueError(f"repeats must be at least 1, which draws each image once an epoch, got {repeats}")
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be 1 or more, got {shuffle_buffer}")
+        if worker_timeout < 0.0:
+            raise ValueError(f"worker_timeout must be at least 0 seconds, got {worker_timeout}")
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
         if not 0 <= val_seed < 2**32:
@@ -132,6 +136,7 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.streaming = streaming
         self.shuffle_buffer = shuffle_buffer
         self.commit: str | None = None
+        self.worker_timeout = worker_timeout
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
         self._stream: TrainingStream | None = None
@@ -317,6 +322,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             worker_init_fn=spare_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            timeout=self.worker_timeout if self.num_workers > 0 else 0.0,
         )
 
     def _processes(self) -> tuple[int, int]:

@@ -1,12 +1,15 @@
 import io
+import os
 import re
+import signal
+import time
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from scalablevit_pl.callbacks.prediction import PredictionTable
 from scalablevit_pl.data.images import ImageFiles
@@ -242,3 +245,53 @@ def test_errors_of_files_settings_and_missing_packages_are_sentences() -> None:
     assert explain(ModuleNotFoundError("No module named 'wandb'")) == "No module named 'wandb'"
     assert explain(OSError("without a file")) is None
     assert explain(RuntimeError("a fault of the program")) is None
+
+
+class Troubled(Dataset[int]):
+    """Takes long, or ends the process that reads it."""
+
+    def __init__(self, trouble: str) -> None:
+        self.trouble = trouble
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        if self.trouble == "sleep":
+            time.sleep(60)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [("sleep", ["for 1 seconds", "--data.worker_timeout"]), ("kill", ["was killed", "/dev/shm", "--data.num_workers"])],
+)
+def test_loader_processes_that_fail_are_explained(trouble: str, expected: list[str]) -> None:
+    error = caught(lambda: list(DataLoader(Troubled(trouble), num_workers=1, timeout=1)))
+    for text in expected:
+        assert text in (explain(error) or "")
+        assert text in (explain(wrapped(lambda: (_ for _ in ()).throw(error))) or "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"),
+        caught(lambda: torch.empty(2**60)),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["gpu", "cpu", "cublas"],
+)
+def test_out_of_memory_names_the_knobs(error: BaseException) -> None:
+    sentence = explain(error) or ""
+    knobs = (
+        "--data.batch_size",
+        "--trainer.accumulate_grad_batches",
+        "grad_checkpointing true",
+        "precision bf16-mixed",
+    )
+    for text in knobs:
+        assert text in sentence
+    assert "\n" not in sentence
+    assert explain(ValueError(str(error))) is None

@@ -484,3 +484,13 @@ def test_rows_name_no_files_outside_their_folder(tmp_path: Path) -> None:
         images[1]
     with pytest.raises(UnreadableImageError, match="outside the data set"):
         DatasetImages(rows, "image", "train", Preprocessing(4, 1.0))[0]
+
+
+def test_the_time_to_wait_for_a_loader_process_is_limited(make_parquet: MakeFiles) -> None:
+    folder = make_parquet({"train": 8, "val": 4})
+    data = make_data(folder, num_workers=1, worker_timeout=7.0)
+    assert [loader.timeout for loader in (data.train_dataloader(), data.val_dataloader())] == [7.0, 7.0]
+    assert make_data(folder, num_workers=0).train_dataloader().timeout == 0
+    assert make_data(folder, num_workers=1).train_dataloader().timeout == 600
+    with pytest.raises(ValueError, match="at least 0 seconds, got -1"):
+        make_data(folder, worker_timeout=-1.0)
