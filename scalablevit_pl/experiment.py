@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,8 +23,9 @@ from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd
 from scalablevit_pl.callbacks.initialization import StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
-from scalablevit_pl.callbacks.progress import LineEnd
+from scalablevit_pl.callbacks.progress import LineEnd, TrainingBar
 from scalablevit_pl.callbacks.run_record import RunRecord
+from scalablevit_pl.callbacks.throughput import Throughput
 from scalablevit_pl.checkpoint import AVERAGED, RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
 from scalablevit_pl.explanation import explain_argument
 from scalablevit_pl.models import ImageClassifier
@@ -279,7 +281,10 @@ class ExperimentCLI(LightningCLI):
         if command != "fit" or config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoints)]
         if command == "fit":
-            ours.append(LossGuard(self.folder))
+            throughput = Throughput()
+            ours += [LossGuard(self.folder), throughput]
+            if config["enable_progress_bar"] is not False and not _has_bar(config["callbacks"]):
+                ours.append(TrainingBar(throughput))
         elif command == "predict":
             ours.append(PredictionWriter(self.folder / "predictions.csv"))
         else:
@@ -288,3 +293,8 @@ class ExperimentCLI(LightningCLI):
                 source = {"weights": settings.weights, "average": self.average}
             ours.append(EvaluationReport(self.folder, source | {"command": self.command_line}))
         return super()._instantiate_trainer(config, [*callbacks, *ours])
+
+
+def _has_bar(callbacks: pl.Callback | list[pl.Callback] | None) -> bool:
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    return any(isinstance(callback, ProgressBar) for callback in given)

@@ -1,8 +1,16 @@
-"""What a progress bar leaves on the screen."""
+"""What a progress bar shows, and what it leaves on the screen."""
 
 import sys
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from scalablevit_pl.callbacks.throughput import Throughput
+
+# What fits a line of 80 columns, and by which name.
+SHOWN = {"train/loss": "loss", "val/top1": "top1", "val_ema/top1": "ema"}
 
 
 class LineEnd(pl.Callback):
@@ -13,3 +21,68 @@ class LineEnd(pl.Callback):
         bar = trainer.progress_bar_callback
         if bar is not None and getattr(bar, "is_enabled", True):
             sys.stderr.write("\n")
+
+
+class TrainingBar(TQDMProgressBar):
+    """Show the epoch's batches, then last loss and accuracy, images per second, the wait for data, and the time left.
+
+    Args:
+        throughput: Measures the speed.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__()
+        self.throughput = throughput
+        self.epoch_metrics: dict[str, str] = {}
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar of the training, which leaves out the time of an epoch: that of the run is shown."""
+        bar = super().init_train_tqdm()
+        bar.bar_format = "{desc}{bar} {n_fmt}/{total_fmt}{postfix}"
+        return bar
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over what the validation says."""
+        self._read_metrics(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over what the epoch says."""
+        self._read_metrics(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | Any]:
+        """Return what stands behind the bar. Nothing is read from a GPU, which would have to wait for that."""
+        if trainer.state.fn != "fit":
+            return dict(super().get_metrics(trainer, pl_module))
+        speed = self.throughput.speed
+        if not speed:
+            return dict(self.epoch_metrics)
+        return {
+            **self.epoch_metrics,
+            "img/s": f"{speed['speed/images_per_second']:.0f}",
+            "wait": f"{speed['speed/data_wait']:.0%}",
+            **({"eta": duration(speed["speed/eta_hours"])} if "speed/eta_hours" in speed else {}),
+        }
+
+    def _read_metrics(self, trainer: pl.Trainer) -> None:
+        if self.is_enabled and not trainer.sanity_checking:
+            metrics = trainer.progress_bar_metrics
+            self.epoch_metrics = {
+                short: f"{float(metrics[name]):.{2 if short == 'loss' else 3}f}"
+                for name, short in SHOWN.items()
+                if name in metrics
+            }
+
+
+def duration(hours: float) -> str:
+    """Write a time in its two largest units: 12s, 3m05s, 2h13m, 4d07h."""
+    seconds = round(hours * 3600.0)
+    minutes, seconds = divmod(seconds, 60)
+    whole_hours, minutes = divmod(minutes, 60)
+    days, whole_hours = divmod(whole_hours, 24)
+    if days:
+        return f"{days}d{whole_hours:02}h"
+    if whole_hours:
+        return f"{whole_hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

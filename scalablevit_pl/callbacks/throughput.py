@@ -1,0 +1,174 @@
+"""How fast a training is, what it waits for, and when it will be done."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.profilers import Profiler
+
+FETCH = "train_dataloader_next"  # the end of what Lightning calls the wait for a training batch
+SAVE = "save_checkpoint"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What had come together at the end of a batch: seconds trained and waited for data, and images."""
+
+    trained: float = 0.0
+    waited: float = 0.0
+    images: int = 0
+
+
+class Throughput(pl.Callback):
+    """Measure steps and images per second, the wait for data, the memory of a GPU and the time that is left.
+
+    Time is that of the process, from the end of one batch to that of the next, over as many steps as lie between two
+    logs; a GPU is not waited for, and may lag behind by a fraction of a step. The wait for data is the time in which
+    the loop asks its loader for a batch, decoding included where there are no loader processes, but not the copy to
+    the GPU. While a GPU still computes, such a wait costs nothing: the share is the most that a faster loader could
+    save. Between two batches with a validation, a checkpoint or the end of an epoch between them, only the wait for the
+    data and the batch count, since the rest is no training; it counts for the time that is left.
+
+    The numbers are logged as `speed/steps_per_second`, `speed/images_per_second` (of all processes), `speed/data_wait`
+    (a share of the time), `speed/gpu_memory_gb` (the most that tensors held so far, in 10⁹ bytes), `speed/eta_hours`.
+    They reach the loggers past the task's metrics, so that neither a checkpoint nor a random number depends on them.
+
+    Args:
+        clock: Gives the time in seconds.
+
+    Attributes:
+        speed: The latest numbers, by name.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.speed: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to measure."""
+        self.window: deque[Reading] = deque(maxlen=1 + trainer.log_every_n_steps * trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+        self.now = Reading()
+        self.first_step = self.step = trainer.global_step
+        self.last_end: float | None = None
+        self.fetched = 0.0
+        self.paused = self.pauses = self.pause_per_step = 0.0
+        self.interrupted = True
+        trainer.profiler = FetchTimer(trainer.profiler, self.on_fetch, self.on_pause, self.clock)  # type: ignore[attr-defined]
+
+    def on_fetch(self, begin: float, end: float) -> None:
+        """Take note of a wait for data, and of what has gone on before it."""
+        self.fetched = end - begin
+        self.paused = 0.0
+        if self.interrupted:
+            self.paused = begin - self.last_end if self.last_end is not None else 0.0
+            self.pauses += self.paused
+            trained = self.step - self.first_step
+            self.pause_per_step = self.pauses / trained if trained else 0.0
+        if self.last_end is None:
+            self.last_end = begin
+        self.interrupted = False
+
+    def on_pause(self) -> None:
+        """Take note of something between two batches that is no training."""
+        self.interrupted = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave a validation out."""
+        self.interrupted = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the end of an epoch out, with its pictures and the start of loader processes."""
+        self.interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the clock, and log every `log_every_n_steps` steps."""
+        end, before, stepped = self.clock(), self.now, trainer.global_step > self.step
+        self.now = Reading(
+            before.trained + end - (self.last_end or end) - self.paused,
+            before.waited + self.fetched,
+            before.images + len(batch["image"]) * trainer.world_size,
+        )
+        self.last_end, self.step = end, trainer.global_step
+        self.window.append(self.now)  # the first one is where the window begins: a first step takes longer than others
+        if len(self.window) > 1 and stepped:
+            self.speed = self._measure(trainer, pl_module)
+            if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                for log in trainer.loggers:
+                    log.log_metrics(self.speed, self.step - 1)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        first, last = self.window[0], self.window[-1]
+        seconds = max(last.trained - first.trained, 1e-9)
+        steps_per_second = (len(self.window) - 1) / trainer.accumulate_grad_batches / seconds
+        speed = {
+            "speed/steps_per_second": steps_per_second,
+            "speed/images_per_second": (last.images - first.images) / seconds,
+            "speed/data_wait": (last.waited - first.waited) / seconds,
+        }
+        if pl_module.device.type == "cuda":
+            speed["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
+        left = trainer.estimated_stepping_batches - self.step
+        if 0 <= left < math.inf:
+            speed["speed/eta_hours"] = left * (1.0 / steps_per_second + self.pause_per_step) / 3600.0
+        return speed
+
+
+class FetchTimer(Profiler):
+    """Time a loop's requests for a batch, and hand on everything to another profiler.
+
+    Args:
+        inner: The profiler that the user has chosen, or Lightning's own that does nothing.
+        on_fetch: Told when a wait for a training batch began and ended.
+        on_pause: Told that a checkpoint was saved.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        inner: Profiler,
+        on_fetch: Callable[[float, float], None],
+        on_pause: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(inner.dirpath, inner.filename)
+        self.inner = inner
+        self.on_fetch = on_fetch
+        self.on_pause = on_pause
+        self.clock = clock
+        self.begin = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Begin to time an action."""
+        self.inner.start(action_name)
+        self.begin = self.clock() if action_name.endswith(FETCH) else self.begin
+
+    def stop(self, action_name: str) -> None:
+        """Tell of an action that is done."""
+        if action_name.endswith(FETCH):
+            self.on_fetch(self.begin, self.clock())
+        elif action_name == SAVE:
+            self.on_pause()
+        self.inner.stop(action_name)
+
+    def summary(self) -> str:
+        """Return the other profiler's summary."""
+        return self.inner.summary()
+
+    def describe(self) -> None:
+        """Let the other profiler report."""
+        self.inner.describe()
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        """Set the other profiler up."""
+        self.inner.setup(stage, local_rank, log_dir)
+
+    def teardown(self, stage: str | None) -> None:
+        """Tear the other profiler down."""
+        self.inner.teardown(stage)

@@ -1,0 +1,150 @@
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import SimpleProfiler
+from torch import Tensor, nn
+
+from scalablevit_pl.callbacks.progress import TrainingBar, duration
+from scalablevit_pl.callbacks.throughput import Throughput
+
+FETCH, TRAIN, VALIDATE, SAVE = 3.0, 1.0, 100.0, 20.0
+
+
+class Clock:
+    """A clock that goes on as it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Batches:
+    """Batches of two images each, for each of which the clock goes on."""
+
+    def __init__(self, clock: Clock, count: int, seconds: float) -> None:
+        self.clock, self.count, self.seconds = clock, count, seconds
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for _ in range(self.count):
+            self.clock.now += self.seconds
+            yield {"image": torch.ones(2, 1)}
+
+
+class Module(pl.LightningModule):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.layer, self.clock = nn.Linear(1, 1), clock
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.clock.now += TRAIN
+        return self.layer(batch["image"]).sum()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.clock.now += VALIDATE
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Saves(pl.Callback):
+    """Save a checkpoint after the third batch of an epoch, which takes time."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if args[-1] == 2:
+            trainer.save_checkpoint(trainer.default_root_dir + "/x.ckpt")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        pl_module.clock.now += SAVE
+
+
+class Log(Logger):
+    """Remember what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, dict[str, float]] = {}
+
+    name = version = "log"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step or 0, {}).update(metrics)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("profiler", [None, "simple"])
+def test_only_training_is_counted(accumulated: int, profiler: str | None, tmp_path: Any) -> None:
+    clock, log = Clock(), Log()
+    throughput = Throughput(clock)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=3,
+        logger=log,
+        log_every_n_steps=2,
+        accumulate_grad_batches=accumulated,
+        callbacks=[throughput, Saves()],
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        profiler=profiler,
+    )
+    module, steps = Module(clock), 8 // accumulated
+    trainer.fit(module, Batches(clock, 8, FETCH), Batches(clock, 2, 0.0))
+    batch = FETCH + TRAIN
+    logged = [step for step in range(3 * steps) if step % 2]
+    assert sorted(log.rows) == logged
+    for step in logged:
+        speed = log.rows[step]
+        assert speed["speed/steps_per_second"] == pytest.approx(1.0 / batch / accumulated)
+        assert speed["speed/images_per_second"] == pytest.approx(2.0 / batch)
+        assert speed["speed/data_wait"] == pytest.approx(FETCH / batch)
+        assert "speed/gpu_memory_gb" not in speed
+        assert all(name.startswith("speed/") for name in speed)
+    # In the third epoch it is known what an epoch takes in all: two validation batches and a checkpoint besides.
+    last = logged[-2]
+    pauses = 2 * (2 * VALIDATE + SAVE) + SAVE
+    when = 2 * steps + (3 // accumulated if accumulated == 1 else 1)  # steps at the latest pause
+    left = (3 * steps - 1 - last) * (batch * accumulated + pauses / when)
+    assert log.rows[last]["speed/eta_hours"] == pytest.approx(left / 3600.0)
+    if profiler:
+        assert isinstance(trainer.profiler.inner, SimpleProfiler)
+        assert "run_training_batch" in trainer.profiler.summary()
+
+
+def test_the_bar_says_what_fits_a_terminal_of_80_columns() -> None:
+    throughput = Throughput()
+    throughput.speed = {
+        "speed/images_per_second": 12345.6,
+        "speed/data_wait": 0.034,
+        "speed/eta_hours": 50.4,
+        "speed/steps_per_second": 1.0,
+    }
+    bar = TrainingBar(throughput)
+    metrics = {"train/loss": torch.tensor(6.91234), "val/top1": torch.tensor(0.5), "v_num": 3, "val/loss": 1.0}
+    trainer: Any = type("Trainer", (), {"sanity_checking": False, "progress_bar_metrics": metrics})
+    trainer.state = type("State", (), {"fn": "fit"})
+    bar._read_metrics(trainer)
+    shown = bar.get_metrics(trainer, Module(Clock()))
+    assert shown == {"loss": "6.91", "top1": "0.500", "img/s": "12346", "wait": "3%", "eta": "2d02h"}
+    line = "Epoch 299: ███ 1000/1251, " + ", ".join(f"{name}={value}" for name, value in shown.items())
+    assert len(line) <= 80
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"),
+    [(0.0, "0s"), (59 / 3600, "59s"), (59.6 / 3600, "1m00s"), (2.2, "2h12m"), (23.999999, "1d00h"), (103.0, "4d07h")],
+)
+def test_durations_have_two_units(hours: float, expected: str) -> None:
+    assert duration(hours) == expected
