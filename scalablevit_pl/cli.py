@@ -107,6 +107,11 @@ def run(command: str, options: list[str]) -> int:
 
         predict_files(options)
         return 0
+    if command == "plot":
+        from scalablevit_pl.comparison import plot_runs
+
+        plot_runs(options)
+        return 0
     if command in RELEASE_PAGES:
         from scalablevit_pl import release
 

@@ -10,6 +10,7 @@ commands:
   validate   evaluate a run on its validation images
   test       evaluate a run on its test images, with tables and pictures
   predict    classify images
+  plot       lay the curves of runs over each other
   export     make a folder of a run's weights that can be used and shared
   convert    make such a folder of a checkpoint of the authors' release
   push       upload such a folder to the Hugging Face Hub
@@ -176,6 +177,18 @@ its cost, labels, metrics, commit and checksum. Weights are not downloaded.
   --traceback          show where an error came from
 """
 
+PLOT_HELP = """\
+usage: scalablevit plot RUN [RUN ...] [OPTIONS]
+
+Lay the curves of up to eight runs over each other, loss and top-1 by epoch, and
+print a table: epochs done, best top-1 and its epoch (of averaged weights, too),
+best top-5, last training loss, images per second.
+
+  RUN                  a run: a name below runs/, or a path
+  --out FILE           the picture to write (default: comparison.png)
+  --traceback          show where an error came from
+"""
+
 PURPOSES = {
     "validate": "Evaluate a run on its validation images; writes val.json.",
     "test": "Evaluate a run on its test images; writes test.json, predictions.csv,\npredictions.png and confusion.png.",
@@ -189,10 +202,10 @@ RELEASE_PAGES = {
     "pull": PULL_HELP,
     "info": INFO_HELP,
 }
-COMMANDS = (*EXPERIMENTS, *RELEASE_PAGES)
+COMMANDS = (*EXPERIMENTS, "plot", *RELEASE_PAGES)
 
 
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
-    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP, **RELEASE_PAGES}
+    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP, "plot": PLOT_HELP, **RELEASE_PAGES}
     return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command])

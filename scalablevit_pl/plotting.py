@@ -12,18 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from scalablevit_pl.storage import written_aside
 
-TRAIN, VAL, EMA, RATE, WRONG = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#555555",
-    "#D55E00",
-)  # told apart by colour-blind people too
+# Told apart by colour-blind people, too.
+TRAIN, VAL, EMA, RATE, WRONG = "#0072B2", "#D55E00", "#009E73", "#555555", "#D55E00"
+# Of Okabe and Ito's palette, likewise, without the yellow that vanishes on white; two more dark ones.
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 # The first is matplotlib's own; each of the others knows Chinese, Japanese and Korean on some system.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
 LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # classes up to which a confusion matrix shows its names and numbers
@@ -70,6 +68,37 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlim(0.0, 1.03 * max(1.0, last))
+    save_figure(figure, path)
+
+
+def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], path: Path) -> None:
+    """Draw loss and accuracy of several runs over the epochs, each in a colour of its own.
+
+    Args:
+        runs: Name and curves of each run, as `draw_curves` takes them; `val_ema/top1` is drawn, too.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(11.0, 5.6), layout="constrained")
+    axes = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
+    styles = {"train": ("--", "training"), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
+    handles, drawn = [], set()
+    for (name, curves), colour in zip(runs, RUN_COLOURS, strict=False):
+        handles.append(Line2D([], [], color=colour, linewidth=3, label=_short(name, 40)))
+        for key, values in curves.items():
+            part, _, metric = key.partition("/")
+            if np.isfinite(values[1]).any():
+                marker = "o" if len(values[0]) < 30 else ""
+                axes[metric].plot(*values, styles[part][0], color=colour, marker=marker, markersize=3)
+                drawn.add(part)
+    for part, (style, label) in styles.items():
+        if part in drawn:
+            handles += axes["loss"].plot([], [], style, color=RATE, label=label)
+    for axis, label in zip(axes.values(), ("loss (cross-entropy)", "top-1 accuracy"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlim(left=0.0)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     save_figure(figure, path)
 
 

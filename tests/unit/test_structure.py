@@ -49,7 +49,18 @@ ALLOWED = {
         "run_folder",
         "storage",
     },
-    "cli": {"callbacks", "experiment", "explanation", "pages", "prediction", "release", "run_folder", "weights"},
+    "comparison": {"arguments", "callbacks", "plotting", "run_folder"},
+    "cli": {
+        "callbacks",
+        "comparison",
+        "experiment",
+        "explanation",
+        "pages",
+        "prediction",
+        "release",
+        "run_folder",
+        "weights",
+    },
     "__main__": {"cli"},
     "__init__": {"models", "tasks", "data"},
 }
@@ -107,7 +118,7 @@ def test_help_and_version_do_not_import_torch(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "fit", "validate", "test", "predict", "export", "convert", "push", "pull", "info"]
+    "command", ["", "fit", "validate", "test", "predict", "plot", "export", "convert", "push", "pull", "info"]
 )
 def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
     words = [sys.executable, "-m", "scalablevit_pl", *command.split(), "--help"]
