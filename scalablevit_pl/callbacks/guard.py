@@ -153,6 +153,56 @@ def _plain(values: Any) -> list[Any]:
     return list(values.tolist()) if isinstance(values, Tensor) else list(values)
 
 
+class UnreadableList(pl.Callback):
+    """Keep `unreadable.txt`, which names each image that a process of the run could not read, a line each.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write what is new."""
+        if len(trainer.datamodule.unreadable) > self.written:  # type: ignore[attr-defined]
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what the evaluation has met."""
+        self._write(trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what the evaluation has met."""
+        self._write(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what another process may have overwritten."""
+        self._write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write all, since one too many is what mostly ends here."""
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """Add lines to those that are there.
+
+        Two processes may do so at once, and lines of one be lost: each adds all of its own again at its next time.
+        """
+        lines: list[str] = getattr(trainer.datamodule, "unreadable", [])  # type: ignore[attr-defined]
+        path = self.folder / "unreadable.txt"
+        there = path.read_text(encoding="utf-8").splitlines() if lines and path.is_file() else []
+        missing = [line for line in lines if line not in there]
+        if missing:
+            aside = path.with_name(f".{path.name}.{trainer.global_rank}.part")
+            aside.write_text("".join(f"{line}\n" for line in [*there, *missing]), encoding="utf-8")
+            aside.replace(path)
+        self.written = len(lines)
+
+
 class SharedEnd(pl.Callback):
     """End the processes that this one has started when an error ends it.
 

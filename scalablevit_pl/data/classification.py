@@ -30,7 +30,7 @@ from scalablevit_pl.data.source import (
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
 from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError
 from scalablevit_pl.randomness import run_seed, seeded
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         repeats: How often an image is drawn in an epoch, augmented anew each time (repeated augmentation); an epoch
             keeps its length and so sees fewer images.
         worker_timeout: Seconds to wait for a batch of the loader processes before the run stops; 0 waits for ever.
+        max_unreadable: Different images that may be unreadable on each process. In training the next readable one takes
+            the place of each; in evaluation it is not counted.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
@@ -77,6 +79,7 @@ class ClassificationDataModule(pl.LightningDataModule):
     Attributes:
         commit: The data set's commit on the Hub, from `setup` on; None for one that lies on this machine.
         class_names: The classes in the order of their indices, from `setup` on.
+        unreadable: What this process has said about images that cannot be read, a line each, in the order it met them.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -103,6 +106,7 @@ class ClassificationDataModule(pl.LightningDataModule):
         streaming: bool = False,
         shuffle_buffer: int = 1000,
         worker_timeout: float = 600.0,
+        max_unreadable: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -111,6 +115,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             raise ValueError(f"repeats must be at least 1, which draws each image once an epoch, got {repeats}")
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be 1 or more, got {shuffle_buffer}")
+        if max_unreadable < 0:
+            raise ValueError(f"max_unreadable must be at least 0, got {max_unreadable}")
         if worker_timeout < 0.0:
             raise ValueError(f"worker_timeout must be at least 0 seconds, got {worker_timeout}")
         if not 0.0 < val_fraction < 1.0:
@@ -137,6 +143,8 @@ class ClassificationDataModule(pl.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.commit: str | None = None
         self.worker_timeout = worker_timeout
+        self.max_unreadable = max_unreadable
+        self.unreadable: list[str] = []
         self.class_names: list[str] = []
         self.images: dict[str, DatasetImages] = {}
         self._stream: TrainingStream | None = None
@@ -169,7 +177,19 @@ class ClassificationDataModule(pl.LightningDataModule):
             rows = select_split(splits, split)
             labels = None if part == "predict" else label_indices(rows, label_column, names, split)
             transform = self._train_transform() if part == "train" else self.preprocessing
-            self.images[part] = DatasetImages(rows, image_column, split, transform, labels, indices, root, run_seed())
+            allowed = 0 if part == "predict" else self.max_unreadable
+            self.images[part] = DatasetImages(
+                rows,
+                image_column,
+                split,
+                transform,
+                labels,
+                indices,
+                root,
+                run_seed(),
+                allowed,
+                replace=part == "train",
+            )
             what = "images of" if indices is None else "images drawn by seed from"
             logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
         if self.streaming and stage == "fit":
@@ -300,6 +320,23 @@ class ClassificationDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test images without labels, each image once."""
         return self._evaluation_loader("predict")
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count and name the images of a batch that could not be read.
+
+        Raises:
+            UnreadableImageError: If there have been more different ones than `max_unreadable`.
+        """
+        for line in "\n".join(batch.pop("unreadable", [])).splitlines():
+            if line and line not in self.unreadable:
+                self.unreadable.append(line)
+                logger.error("unreadable image %d of at most %d: %s", len(self.unreadable), self.max_unreadable, line)
+        if len(self.unreadable) > self.max_unreadable:
+            raise UnreadableImageError(
+                f"{len(self.unreadable)} images cannot be read and max_unreadable={self.max_unreadable}, the last one: "
+                f"{self.unreadable[-1]}, or allow more with --data.max_unreadable"
+            )
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix the images of a training batch, on the device, which makes its labels soft."""

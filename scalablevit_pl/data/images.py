@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scalablevit_pl.data.samplers import Draw
+from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 from scalablevit_pl.randomness import seeded
 
@@ -29,6 +30,9 @@ class DatasetImages(Dataset[dict[str, Any]]):
         indices: The rows that are meant; all by default.
         root: The data set's folder; files that rows name have to lie in it.
         seed: Seed of the transform's random numbers, for samples that are asked for by a `Draw`.
+        max_unreadable: Different images that may be unreadable; with 0 the first one raises.
+        replace: Whether an unreadable image is replaced by the next readable one, as in training. Else a filler stands
+            in its place, which nothing counts.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class DatasetImages(Dataset[dict[str, Any]]):
         indices: Sequence[int] | None = None,
         root: Path | None = None,
         seed: int = 0,
+        max_unreadable: int = 0,
+        replace: bool = False,
     ) -> None:
         self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column = image_column
@@ -48,6 +54,8 @@ class DatasetImages(Dataset[dict[str, Any]]):
         self.transform = transform
         self.labels = labels
         self.indices = range(len(rows)) if indices is None else indices
+        self.max_unreadable = max_unreadable
+        self.replace = replace
         self.root = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100  links stay links
         self.seed = seed
 
@@ -57,13 +65,23 @@ class DatasetImages(Dataset[dict[str, Any]]):
     def __getitem__(self, item: int | Draw) -> dict[str, Any]:
         """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
 
+        Where unreadable images are allowed, `unreadable` names those that were met, one a line.
+
         Args:
             item: A position, or a draw of a training epoch, of which the transform's random numbers are a function. A
                 negative position gives a filler: the first sample, with a negative `index`.
 
         Raises:
-            UnreadableImageError: If the image cannot be decoded; it names the file, or split and row.
+            UnreadableImageError: If more images than allowed cannot be decoded; it names the file, or split and row.
         """
+        if self.max_unreadable == 0:
+            return self._sample(item)
+        try:
+            return self._sample(item) | {"unreadable": ""}
+        except UnreadableImageError as error:
+            return self._stand_in(item, error)
+
+    def _sample(self, item: int | Draw) -> dict[str, Any]:
         if isinstance(item, Draw):
             index = number = self.indices[item.position]
             image, path = self._decode(index)
@@ -74,20 +92,52 @@ class DatasetImages(Dataset[dict[str, Any]]):
             number = index if item >= 0 else item
             image, path = self._decode(index)
             pixels = self.transform(image)
-        sample: dict[str, Any] = {"image": pixels, "index": number, "path": path}
+        return self._labelled({"image": pixels, "index": number, "path": path}, index)
+
+    def _labelled(self, sample: dict[str, Any], index: int) -> dict[str, Any]:
         return sample if self.labels is None else sample | {"label": self.labels[index]}
 
     def _decode(self, index: int) -> tuple[Image.Image, str]:
-        """Return the image of a row and its path."""
+        """Return a row's image and path.
+
+        Raises:
+            UnreadableImageError: If it cannot be decoded.
+        """
         stored = self.rows[index][self.image_column] or {}
         path, content = stored.get("path") or "", stored.get("bytes")
-        if content is None and path:
-            # Links inside the folder are its owner's, and not resolved; a path out of it is the data's doing.
-            absolute = Path(os.path.abspath(path))  # noqa: PTH100
-            if self.root is None or not absolute.is_relative_to(self.root):
-                raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
-            return decode_image(path), path
-        return decode_image(content or b"", f"row {index} of split {self.split!r}"), path
+        if content is not None or not path:
+            return decode_image(content or b"", f"row {index} of split {self.split!r}"), path
+        # Links inside the folder are its owner's, and not resolved; a path out of it is the data's doing.
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100
+        if self.root is None or not absolute.is_relative_to(self.root):
+            raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
+        return decode_image(path), path
+
+    def _stand_in(self, item: int | Draw, error: UnreadableImageError) -> dict[str, Any]:
+        """Return what is taken in the place of an unreadable image.
+
+        Raises:
+            UnreadableImageError: If more images in a row are unreadable than may be.
+        """
+        lines = [_one_line(error)]
+        position = item.position if isinstance(item, Draw) else max(item, 0)
+        if not self.replace:
+            zeros = torch.zeros_like(self.transform(Image.new("RGB", (1, 1))))
+            filler = {"image": zeros, "index": FILLER, "path": "", "unreadable": lines[0]}
+            return self._labelled(filler, self.indices[position])
+        for offset in range(1, min(self.max_unreadable + 1, len(self))):
+            following = (position + offset) % len(self)
+            try:
+                sample = self._sample(item._replace(position=following) if isinstance(item, Draw) else following)
+            except UnreadableImageError as another:
+                lines.append(_one_line(another))
+            else:
+                return sample | {"unreadable": "\n".join(lines)}
+        raise error
+
+
+def _one_line(error: UnreadableImageError) -> str:
+    return " ".join(str(error).split())
 
 
 class ImageFiles(Dataset[dict[str, Any]]):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError
+from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError, UnreadableList
 
 TWO_PROCESSES = """
 import os
@@ -151,3 +152,20 @@ def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) ->
     assert not (tmp_path / "nonfinite.rank0.json").exists()
     record = json.loads((tmp_path / "nonfinite.rank1.json").read_text())
     assert (record["index"], record["step"], record["rank"]) == ([5, 7], 1, 1)
+
+
+def test_unreadable_images_are_listed_once_by_all_processes(tmp_path: Path) -> None:
+    lists = [UnreadableList(tmp_path) for _ in range(2)]
+    trainers: list[Any] = [
+        SimpleNamespace(datamodule=SimpleNamespace(unreadable=lines), global_rank=rank)
+        for rank, lines in enumerate((["a", "b"], ["b", "c"]))
+    ]
+    for written, trainer in zip(lists, trainers, strict=True):
+        written.on_train_batch_start(trainer, Line(), {}, 0)
+    path = tmp_path / "unreadable.txt"
+    assert path.read_text() == "a\nb\nc\n"
+    path.write_text("b\nc\n")  # as if both had written at once
+    trainers[0].datamodule.unreadable.append("d")
+    lists[0].on_exception(trainers[0], Line(), ValueError())
+    assert path.read_text() == "b\nc\na\nd\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["unreadable.txt"]

@@ -494,3 +494,83 @@ def test_the_time_to_wait_for_a_loader_process_is_limited(make_parquet: MakeFile
     assert make_data(folder, num_workers=1).train_dataloader().timeout == 600
     with pytest.raises(ValueError, match="at least 0 seconds, got -1"):
         make_data(folder, worker_timeout=-1.0)
+
+
+def damaged(make_folders: MakeFiles, wrong: Iterable[int]) -> Path:
+    """Make six images of cats, row 0 to 5, some of them damaged, and one of a dog."""
+    folder = make_folders(*(f"cat/{index}.png" for index in range(6)), "dog/9.png")
+    for index in wrong:
+        (folder / f"cat/{index}.png").write_bytes(b"no image")
+    return folder
+
+
+def images_of(folder: Path, wrong_allowed: int, replace: bool) -> DatasetImages:
+    data = make_data(folder, "fit", max_unreadable=wrong_allowed, val_fraction=0.2, batch_size=1)
+    rows = data.images["train"]
+    images = DatasetImages(
+        datasets.Dataset.from_dict({"image": [str(path) for path in sorted(folder.glob("*/*.png"))]}).cast_column(
+            "image", datasets.Image()
+        ),
+        "image",
+        "train",
+        SMALL,
+        [0] * 6 + [1],
+        None,
+        folder,
+        wrong_allowed,
+        replace,
+    )
+    assert (rows.max_unreadable, rows.replace) == (wrong_allowed, True)
+    assert (data.images["val"].max_unreadable, data.images["val"].replace) == (wrong_allowed, False)
+    return images
+
+
+def test_the_next_readable_image_takes_the_place_in_training(make_folders: MakeFiles) -> None:
+    images = images_of(damaged(make_folders, [2, 3, 5]), 3, replace=True)
+    samples = [images[position] for position in range(7)]
+    assert [sample["index"] for sample in samples] == [0, 1, 4, 4, 4, 6, 6]
+    assert [sample["label"] for sample in samples] == [0, 0, 0, 0, 0, 1, 1]
+    assert [len(sample["unreadable"].splitlines()) for sample in samples] == [0, 0, 2, 1, 0, 1, 0]
+    assert [name in samples[2]["unreadable"] for name in ("cat/2.png", "cat/3.png", "cat/5.png")] == [True, True, False]
+    assert torch.equal(samples[2]["image"], samples[4]["image"])
+    images.max_unreadable = 1  # and there are two in a row
+    with pytest.raises(UnreadableImageError, match=r"cat/2\.png"):
+        images[2]
+
+
+def test_an_unreadable_image_is_not_counted_in_evaluation(make_folders: MakeFiles) -> None:
+    images = images_of(damaged(make_folders, [2]), 1, replace=False)
+    sample = images[2]
+    assert (sample["index"], sample["label"], sample["path"]) == (-1, 0, "")
+    assert torch.equal(sample["image"], torch.zeros(3, 8, 8))
+    assert "cat/2.png" in sample["unreadable"]
+    assert [images[position]["index"] for position in (1, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_counted_once_and_stop_past_their_limit(
+    workers: int, make_folders: MakeFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(damaged(make_folders, []), max_unreadable=2, num_workers=workers, batch_size=3)
+    data.images["train"] = images_of(damaged_again(data), 2, replace=True)
+    for _ in range(2):
+        for batch in data.train_dataloader():
+            assert "unreadable" not in data.on_before_batch_transfer(batch, 0)
+    assert sorted(line.split(".png")[0][-5:] for line in data.unreadable) == ["cat/1", "cat/4"]
+    assert sum("unreadable image" in record.message for record in caplog.records) == 2
+    with pytest.raises(UnreadableImageError, match=r"3 images cannot be read and max_unreadable=2.*row 7"):
+        data.on_before_batch_transfer({"unreadable": ["", "cannot read row 7"]}, 0)
+
+
+def damaged_again(data: ClassificationDataModule) -> Path:
+    """Damage two images after they were found."""
+    folder = Path(data.dataset)
+    for index in (1, 4):
+        (folder / f"cat/{index}.png").write_bytes(b"no image")
+    return folder
+
+
+def test_predict_reads_every_image_or_stops(make_folders: MakeFiles) -> None:
+    data = make_data(damaged(make_folders, [2]), "predict", max_unreadable=5, test_split="train")
+    with pytest.raises(UnreadableImageError, match=r"cat/2\.png"):
+        list(data.predict_dataloader())
