@@ -26,6 +26,9 @@ REMEDIES = {
         "no batch came from the loader processes for {} seconds: see whether the disk or network that holds the data "
         "answers, try --data.num_workers 0 to see where it hangs, or allow more time with --data.worker_timeout"
     ),
+    re.compile(r"Connection closed by peer|ncclRemoteError"): (
+        "another process of this run has ended, for which this one has waited: its own message says why"
+    ),
     re.compile(r"DataLoader worker .*(?:killed by signal|exited unexpectedly)", re.DOTALL): (
         "a loader process was killed, mostly because memory or shared memory (/dev/shm) has run out: take a smaller "
         "--data.num_workers or --data.batch_size, or give the machine or container more (docker run --shm-size)"

@@ -19,6 +19,11 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 NO_AVERAGE = {"decay": None, "warmup": True}  # which a configuration without that section means
+# What may change in a resume: it makes no difference to what is learnt, or is compared in another way.
+FREE = (
+    *(f"data.init_args.{name} " for name in ("num_workers", "batch_size", "worker_timeout", "max_unreadable")),
+    *(f"model.init_args.{name} " for name in ("compile", "channels_last", "grad_checkpointing")),
+)
 RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
 
 
@@ -129,7 +134,7 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
         for section in ("seed_everything", "model", "data", "weights", "ema", "trainer")
         for line in differences(earlier.get(section), now.get(section), section)
         if section != "trainer" or line.startswith("trainer.gradient_clip")
-        if not line.startswith(("data.init_args.num_workers ", "data.init_args.batch_size "))
+        if not line.startswith(FREE)
     ]
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")

@@ -39,7 +39,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
 def test_the_table_names_the_best_values_and_their_epochs(make_run: MakeRun) -> None:
     columns: dict[str, list[float]] = {
         "train/loss": [3.0, 2.0, 2.5],
-        "val/top1": [0.1, 0.7, float("nan")],
+        "val/top1": [float("nan"), 0.7, 0.1],
         "val_ema/top1": [0.2, 0.3, 0.75],
         "val/top5": [0.9, 0.8, 0.7],
         "speed/images_per_second": [1.0, 100.0, 50.0],

@@ -295,3 +295,8 @@ def test_out_of_memory_names_the_knobs(error: BaseException) -> None:
         assert text in sentence
     assert "\n" not in sentence
     assert explain(ValueError(str(error))) is None
+
+
+def test_a_process_left_alone_points_at_the_other() -> None:
+    gloo = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:17818. This is typically caused by"
+    assert (explain(RuntimeError(gloo)) or "").startswith("another process of this run has ended")

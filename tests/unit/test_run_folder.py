@@ -123,9 +123,11 @@ def test_a_resume_writes_its_configuration() -> None:
         ("trainer.max_epochs", 9),
         ("data.init_args.num_workers", 7),
         ("data.init_args.batch_size", 64),
+        ("data.init_args.worker_timeout", 60.0),
+        ("data.init_args.max_unreadable", 3),
     ],
 )
-def test_a_resume_may_change_length_and_loaders(path: str, value: int) -> None:
+def test_a_resume_may_change_length_and_loaders(path: str, value: float) -> None:
     check_resumable(CONFIG, changed(path, value))
 
 
