@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -74,7 +75,28 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         re_mode="pixel",
         re_count=1,
     )
+    for step in transform.transforms:  # type: ignore[attr-defined]
+        for operation in _operations(step):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
     return transform
+
+
+def _operations(step: object) -> list[auto_augment.AugmentOp]:
+    """List the operations of one of timm's automatic augmentations; other steps have none."""
+    policies = getattr(step, "policy", None) or [getattr(step, "ops", [])]
+    return [operation for policy in policies for operation in policy]
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Image.Image:
+    """Keep the upper bits of each channel; with none of them left the image is black.
+
+    The strongest level of the paper's policy keeps none. Pillow made that a black image before 13 and refuses it since.
+    """
+    if bits_to_keep <= 0:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = auto_augment.posterize(image, bits_to_keep, **settings)  # type: ignore[no-untyped-call]
+    return posterized
 
 
 class BatchMix:

@@ -182,3 +182,22 @@ def test_switch_prob_chooses_between_mixup_and_cutmix(switch_prob: float, is_cut
 def test_values_out_of_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Augmentation(**values)
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n3-mstd0.5-inc1", "rand-m10", "original", "originalr", "augmix-m10"])
+def test_no_level_of_a_policy_is_too_strong(policy: str) -> None:
+    transform = train_transform(Preprocessing(16, 1.0), Augmentation(auto_augment=policy, random_erasing=0.0))
+    image = noise(20, 20)
+    for value in range(300):
+        seed(value)
+        assert transform(image).isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [0, 1, 4, 8])
+def test_posterizing_keeps_the_upper_bits(bits: int) -> None:
+    transform = train_transform(Preprocessing(16, 1.0), Augmentation(auto_augment="rand-m9-inc1"))
+    (augment,) = [step for step in transform.transforms if hasattr(step, "ops")]
+    (posterize,) = [operation for operation in augment.ops if operation.name == "PosterizeIncreasing"]
+    image = noise(9, 7)
+    kept = np.asarray(posterize.aug_fn(image, bits))
+    assert np.array_equal(kept, np.asarray(image) & (256 - 2 ** (8 - bits)))
