@@ -131,14 +131,17 @@ def average_of(pl_module: pl.LightningModule) -> str:
 def check_count(part: str, trainer: pl.Trainer) -> None:
     """Compare how many samples an evaluation has counted with how many its split has, unless batches were limited.
 
+    Unreadable images are not counted, where any are allowed.
+
     Raises:
         ValueError: If they differ.
     """
     limit = trainer.limit_test_batches if part == "test" else trainer.limit_val_batches
     images = trainer.datamodule.images[part]  # type: ignore[attr-defined]
     counted = int(trainer.callback_metrics[f"{part}/samples"])
+    allowed = trainer.datamodule.max_unreadable * trainer.world_size  # type: ignore[attr-defined]
     # A share of all is 1.0, whereas 1 means a single batch.
-    if isinstance(limit, float) and limit == 1.0 and counted != len(images):
+    if isinstance(limit, float) and limit == 1.0 and not 0 <= len(images) - counted <= allowed:
         raise ValueError(
             f"{counted:,} samples of split {images.split!r} were counted, and it has {len(images):,}: these are not "
             "the numbers of the split, so evaluate anew on one process with --trainer.devices=1"

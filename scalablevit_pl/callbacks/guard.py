@@ -12,9 +12,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from scalablevit_pl.callbacks.preemption import PreemptedError
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
+ENDS_OF_ALL = (KeyboardInterrupt, PreemptedError, SIGTERMException)  # which reach all processes
 GRACE = 10.0  # seconds that other processes have to end by themselves
 
 
@@ -213,7 +215,7 @@ class SharedEnd(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the others some time to end by themselves, then end them."""
         started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
-        if not started or isinstance(exception, KeyboardInterrupt | SIGTERMException):  # which reach all of them
+        if not started or isinstance(exception, ENDS_OF_ALL):
             return
         # Lightning's own watch over the same list would end this process before it can say what happened.
         processes = list(started)

@@ -270,10 +270,8 @@ class ClassificationDataModule(pl.LightningDataModule):
             ValueError: If there are fewer training images than a batch over all processes takes.
         """
         if self._stream is not None:
-            trainer = self.trainer
-            return StreamLoader(
-                self._stream, self.batch_size, self.num_workers, lambda: 0 if trainer is None else trainer.current_epoch
-            )
+            options = (self.batch_size, self.num_workers, lambda: self._next_batch()[0], self.worker_timeout)
+            return StreamLoader(self._stream, *options)
         images, (processes, rank) = self.images["train"], self._processes()
         if len(images) < self.batch_size * processes:
             possible = len(images) // processes
@@ -282,10 +280,8 @@ class ClassificationDataModule(pl.LightningDataModule):
                 f"{len(images)} training images do not fill one batch of {self.batch_size} on {processes} process(es): "
                 f"{remedy}"
             )
-        # The loader is iterated before Lightning has restored its own counters.
-        epoch, batch = self._resumed_at or self._position()
-        self._resumed_at = None
-        sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, epoch, batch)
+        start = self._next_batch()
+        sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, *start)
         return self._loader(images, sampler, drop_last=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,6 +292,12 @@ class ClassificationDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin at the batch that a checkpoint says; called before the loaders are made."""
         self._resumed_at = int(state_dict["epoch"]), int(state_dict["batch"])
+
+    def _next_batch(self) -> tuple[int, int]:
+        """Return the epoch and the batch to begin with."""
+        # A loader is iterated before Lightning has restored its own counters.
+        resumed, self._resumed_at = self._resumed_at, None
+        return resumed or self._position()
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch and the batch in it that comes next, on this process."""

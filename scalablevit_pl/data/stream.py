@@ -1,6 +1,5 @@
 """Training images read from parquet files as they come, without fetching or converting them first."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,9 @@ from huggingface_hub import HfFileSystem
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scalablevit_pl.data.images import Transform
+from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import decode_image
+from scalablevit_pl.randomness import run_seed, seeded
 
 ROWS_AT_ONCE = 64
 
@@ -24,7 +25,8 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
 
     Each worker gives as many whole batches as every worker can fill in any epoch, so that all processes make equally
     many; the rows that a longer file has beyond that are left out of the epoch. The order is a function of seed and
-    epoch. An interrupted epoch is not gone on with: a resumed run begins the epoch's stream from its start.
+    epoch, the augmentation of seed, epoch and row. An interrupted epoch is not gone on with: a resumed run begins the
+    epoch's stream from its start.
 
     Args:
         files: Addresses of the files, in their order.
@@ -96,7 +98,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         self.readers = readers
         self.rank = rank
         self.buffer = buffer
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.seed = run_seed()
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -117,8 +119,10 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
             stored = row[self.image_column] or {}
             stored = stored if isinstance(stored, dict) else {"bytes": stored}
             image = decode_image(stored.get("bytes") or b"", f"row {index} of split {self.split!r}")
+            with seeded(self.seed, self.epoch, index, 0):
+                pixels = self.transform(image)
             yield {
-                "image": self.transform(image),
+                "image": pixels,
                 "index": index,
                 "path": stored.get("path") or "",
                 "label": row[self.label_column],
@@ -168,11 +172,21 @@ class StreamLoader(DataLoader[dict[str, Any]]):
         batch_size: Samples of a batch.
         workers: Loader processes.
         epoch: Says which epoch it is.
+        timeout: Seconds to wait for a batch of the loader processes.
     """
 
-    def __init__(self, stream: TrainingStream, batch_size: int, workers: int, epoch: Callable[[], int]) -> None:
-        pin = torch.cuda.is_available()
-        super().__init__(stream, batch_size=batch_size, num_workers=workers, drop_last=True, pin_memory=pin)
+    def __init__(
+        self, stream: TrainingStream, batch_size: int, workers: int, epoch: Callable[[], int], timeout: float = 0.0
+    ) -> None:
+        super().__init__(
+            stream,
+            batch_size=batch_size,
+            num_workers=workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=spare_worker,
+            timeout=timeout if workers > 0 else 0.0,
+        )
         self.stream = stream
         self.current_epoch = epoch
 
