@@ -58,16 +58,17 @@ class ExperimentCLI(LightningCLI):
         self.command_line = command_line
         self.held = ExitStack()
         options = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,  # it writes where the logger is; ours is written before anything expensive
-            auto_configure_optimizers=False,  # it knows no parameter groups; the task brings its own optimizer
-            seed_everything_default=0,
-            parser_kwargs={**options, **{command: dict(options) for command in self.subcommands()}},
-        )
+        with self.held:  # a run folder's lock, while the command runs
+            super().__init__(
+                pl.LightningModule,
+                pl.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,  # it writes where the logger is; ours is written before anything expensive
+                auto_configure_optimizers=False,  # it knows no parameter groups; the task brings its own optimizer
+                seed_everything_default=0,
+                parser_kwargs={**options, **{command: dict(options) for command in self.subcommands()}},
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -158,7 +159,9 @@ class ExperimentCLI(LightningCLI):
             except ValueError as error:
                 logger.warning("%s: the one before it is taken", error)
                 continue
-            logger.info("%s is the newest whole checkpoint: going on after step %s", path, checkpoint["global_step"])
+            logger.info(
+                "%s is the newest whole checkpoint: going on after step %s", path, checkpoint.get("global_step")
+            )
             return path, checkpoint
         if paths:
             raise ValueError(
@@ -251,11 +254,6 @@ class ExperimentCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: the command line and the configuration say what is built."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command, and let go of the run folder at its end."""
-        with self.held:
-            super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Return the arguments of the trainer's method, which reads checkpoints as data and runs no code in them."""

@@ -21,6 +21,7 @@ from scalablevit_pl.storage import written_aside
 logger = logging.getLogger(__name__)
 
 MONITORED = ("val_ema/top1", "val/top1")  # the first that there is
+STEP_VALUES = ("train/step_loss", "train/lr")
 EPOCH_AVERAGES = ("train/loss", "train/top1", "train/top5")
 
 
@@ -102,6 +103,9 @@ class RunCheckpoints(Checkpoint):
         by_time = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.every_seconds
         signum, due = _greatest(pl_module.device, self.signal.received or 0, int(by_steps or by_time))
         if signum or due:
+            logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+            if (logged + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                _record(trainer, STEP_VALUES, logged)
             self._save(trainer)
         if signum:
             raise PreemptedError(signum, trainer.global_step)
@@ -124,13 +128,7 @@ class RunCheckpoints(Checkpoint):
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        # Lightning logs the epoch's averages after this hook: killed in between, a run would go on without them.
-        averages = {name: float(value) for name, value in trainer.callback_metrics.items() if name in EPOCH_AVERAGES}
-        for log in trainer.loggers:
-            if isinstance(log, MetricsLog):
-                step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-                log.log_metrics(averages | {"epoch": trainer.current_epoch}, step)
-                log.save()
+        _record(trainer, EPOCH_AVERAGES, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
         self._save(trainer)
         (signum,) = _greatest(pl_module.device, self.signal.received or 0)
         if signum:
@@ -152,6 +150,18 @@ class RunCheckpoints(Checkpoint):
             name_last(path)
             for old in newest_checkpoints(self.folder)[self.keep :]:
                 old.unlink(missing_ok=True)
+
+
+def _record(trainer: pl.Trainer, names: tuple[str, ...], step: int) -> None:
+    """Write into metrics.csv what Lightning logs after the hook in which the checkpoint is written.
+
+    A run that is killed in between would go on without these numbers.
+    """
+    values = {name: float(value) for name, value in trainer.logged_metrics.items() if name in names}
+    for log in trainer.loggers:
+        if isinstance(log, MetricsLog):
+            log.log_metrics(values | {"epoch": trainer.current_epoch}, step)
+            log.save()
 
 
 def _ends_in_validation(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from scalablevit_pl.callbacks import checkpoints
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO, name_last
+from scalablevit_pl.callbacks.metrics_log import MetricsLog, read_metrics
 from scalablevit_pl.checkpoint import read_checkpoint
 
 
@@ -20,9 +21,12 @@ class Saves:
         self.fast_dev_run = self.sanity_checking = False
         self.is_global_zero, self.is_last_batch, self.global_step = True, False, 0
         self.callback_metrics: dict[str, Any] = {}
+        self.logged_metrics: dict[str, Any] = {}
         self.loggers: list[Any] = []
         self.max_steps = -1
-        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=-1), total_batch_idx=0)
+        loop = SimpleNamespace(max_steps=-1, _batches_that_stepped=0)
+        self.fit_loop = SimpleNamespace(epoch_loop=loop, total_batch_idx=0)
+        self.log_every_n_steps, self.current_epoch = 1, 0
         self.saved: list[str] = []
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
@@ -132,3 +136,21 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="checksum"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3]), (2, [1, 3])])
+def test_what_is_logged_after_a_checkpoint_stands_in_the_table_before_it(
+    every: int, expected: list[int], tmp_path: Path
+) -> None:
+    trainer = Saves(tmp_path)
+    trainer.log_every_n_steps = every
+    trainer.logged_metrics = {"train/step_loss": torch.tensor(0.5), "train/lr": torch.tensor(0.1), "val/top1": 1.0}
+    log = MetricsLog(tmp_path / "metrics.csv")
+    trainer.loggers = [log]
+    callback = start(trainer, every_steps=1)
+    for step in range(4):
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
+        trainer.train(callback, 1)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert list(rows) == expected
+    assert all(row == {"epoch": 0, "train/step_loss": 0.5, "train/lr": pytest.approx(0.1)} for row in rows.values())

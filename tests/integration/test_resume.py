@@ -1,0 +1,222 @@
+"""Runs that are killed, stopped by a signal or started on several nodes end as the one that nothing happened to."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integration.conftest import Run
+
+COMMAND = [sys.executable, "-m", "scalablevit_pl"]
+EPOCH, EPOCHS = 7, 2
+# Whatever draws random numbers or keeps a state is on.
+FIT = [
+    "fit",
+    "--config=recipes/quickstart.yaml",
+    f"--trainer.max_epochs={EPOCHS}",
+    f"--trainer.limit_train_batches={EPOCH}",
+    "--trainer.limit_val_batches=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--data.augmentation.mixup=0.8",
+    "--data.augmentation.cutmix=1.0",
+    "--data.augmentation.random_erasing=0.5",
+    "--data.augmentation.auto_augment=rand-m9-mstd0.5-inc1",
+    "--model.network.drop_path_rate=0.3",
+    "--ema.decay=0.9",
+    "--checkpoint.every_steps=1",
+]
+ONE = ["--data.batch_size=16", "--data.num_workers=2"]
+TWO = ["--data.batch_size=8", "--data.num_workers=1", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def start(folder: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    def start(*words: str, **variables: str) -> subprocess.Popen[str]:
+        command = [*COMMAND, *words] if words[0] == "fit" else [sys.executable, "-m", *words]
+        streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=folder, env={**environment, **variables}, **streams)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, scalablevit: Run) -> Path:
+    """A run of one process that nothing happened to."""
+    done = scalablevit(*FIT, *ONE, "--run=whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs/whole"
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(folder: Path, scalablevit: Run) -> Path:
+    """A run of two processes that nothing happened to."""
+    done = scalablevit(*FIT, *TWO, "--trainer.devices=2", "--run=two", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs/two"
+
+
+def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has written the checkpoint of a step."""
+    for _ in range(2400):
+        steps = [int(path.stem.removeprefix("step=")) for path in run.glob("checkpoints/step=*.ckpt")]
+        if max(steps, default=0) >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise TimeoutError(run)
+
+
+def assert_equal_runs(run: Path, expected: Path) -> None:
+    """Compare all of the last checkpoints, and metrics.csv without times and rates, to the last bit."""
+    last, expected_last = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (run, expected))
+    assert last["global_step"] == EPOCH * EPOCHS
+    for section in ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "train_averages"):
+        assert differing(last[section], expected_last[section]) == [], section
+    assert last["ema_state_dict"].keys() == last["state_dict"].keys()
+    assert metrics(run) == metrics(expected)
+
+
+def differing(one: Any, other: Any, name: str = "") -> list[str]:
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [name]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        return [line for key in one for line in differing(one[key], other[key], f"{name}.{key}")]
+    if isinstance(one, list):
+        assert len(one) == len(other), name
+        return [line for index in range(len(one)) for line in differing(one[index], other[index], f"{name}.{index}")]
+    return [] if one == other else [name]
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
+
+
+@pytest.mark.parametrize("step", [3, EPOCH])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    step: int, whole: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
+) -> None:
+    run = folder / f"runs/killed{step}"
+    process = start(*FIT, *ONE, f"--run={run.name}")
+    wait_for(run, step, process)
+    process.kill()
+    process.wait()
+    newest = max(run.glob("checkpoints/step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)  # its other name, last.ckpt, is damaged with it
+    done = scalablevit("fit", f"--run={run.name}", "--resume=auto", "--data.num_workers=0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{newest.name}' as a checkpoint" in done.stderr
+    assert "the one before it is taken" in done.stderr
+    assert "is the newest whole checkpoint: going on after step" in done.stderr
+    assert_equal_runs(run, whole)
+
+
+def test_a_killed_run_of_two_processes_ends_as_if_nothing_had_happened(
+    whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
+) -> None:
+    run = folder / "runs/killed-two"
+    process = start(*FIT, *TWO, "--trainer.devices=2", f"--run={run.name}")
+    wait_for(run, 4, process)
+    process.kill()  # the other one finds itself alone and ends, too
+    process.wait()
+    done = scalablevit("fit", f"--run={run.name}", "--resume=auto", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(run, whole_of_two)
+
+
+def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
+    whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run, tools = folder / "runs/slurm", folder / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tools}/calls\n')
+    (tools / "scontrol").chmod(0o755)
+    words = [*FIT, *TWO, "--trainer.devices=2", f"--run={run.name}", "--resume=auto"]
+
+    def submit() -> list[subprocess.Popen[str]]:
+        job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+        job |= {
+            "SLURM_NODELIST": "localhost",
+            "SLURM_NNODES": "1",
+            "SLURM_NODEID": "0",
+            "MASTER_PORT": str(free_port()),
+        }
+        job |= {"MASTER_ADDR": "127.0.0.1", "PATH": f"{tools}:{os.environ['PATH']}"}
+        return [start(*words, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
+
+    tasks = submit()
+    wait_for(run, 3, tasks[0])
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert tasks[0].returncode == 0, outputs[0]
+    assert "stopped by SIGUSR1 after step" in outputs[0]
+    assert "job 17 is requeued and will go on" in outputs[0]
+    assert (tools / "calls").read_text() == "requeue 17\n"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < EPOCH * EPOCHS
+    outputs = [task.communicate(timeout=240)[0] for task in submit()]
+    assert "going on after step" in outputs[0], outputs[0]
+    assert_equal_runs(run, whole_of_two)
+
+
+def test_two_nodes_train_and_evaluate_as_one(
+    whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    def on_both(*words: str) -> None:
+        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=nodes"]
+        # Behind --, since torchrun takes --run for an abbreviation of an option of its own.
+        command = [
+            "torch.distributed.run",
+            "--nnodes=2",
+            "--nproc-per-node=1",
+            *rendezvous,
+            "-m",
+            "--",
+            "scalablevit_pl",
+        ]
+        nodes = [start(*command, *words, "--trainer.num_nodes=2", "--trainer.devices=1") for _ in range(2)]
+        outputs = [node.communicate(timeout=240)[0] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], outputs
+
+    on_both(*FIT, *TWO, "--run=nodes")
+    assert_equal_runs(folder / "runs/nodes", whole_of_two)
+    on_both("validate", "--run=nodes", "--trainer.limit_val_batches=1.0", "--data.batch_size=64")
+    report = (folder / "runs/nodes/val.json").read_text()
+    assert '"val/samples": 1000.0' in report
+    assert '"processes": 2' in report
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_auto_begins_where_there_is_nothing_to_go_on_with(folder: Path, scalablevit: Run) -> None:
+    words = [*FIT, *ONE, "--run=fresh", "--resume=auto", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    done = scalablevit(*words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "there is no checkpoint in runs/fresh: starting from the beginning" in done.stderr
+    for path in (folder / "runs/fresh/checkpoints").iterdir():
+        path.write_bytes(b"no checkpoint")
+    done = scalablevit(*words, cwd=folder)
+    assert done.returncode == 2
+    assert "none of the 1 checkpoints in 'runs/fresh' can be read: choose another name" in done.stderr
