@@ -37,7 +37,8 @@ Train a network as a recipe says. Later files and options win over earlier ones.
                              or one of those that come with the package
   --run NAME                 folder runs/NAME for all that the run leaves
                              (default: the recipe's name, date and time)
-  --resume last|best|FILE    go on from a checkpoint of the run
+  --resume auto|last|FILE    go on from a checkpoint of the run (auto: from the
+                             newest whole one, or begin if there is none)
   --weights RUN|FILE|FOLDER|OWNER/NAME[@REVISION]   start from trained weights
                              (from other classes: with a new last layer)
   --seed_everything INT      seed of all random numbers
@@ -50,6 +51,9 @@ data
   --data.val_split NAME      default: validation, or else a tenth of train
   --data.batch_size INT      samples of a batch on each process
   --data.num_workers INT     loader processes of each process
+  --data.streaming BOOL      read training images as they come (parquet)
+  --data.max_unreadable INT  damaged images to put up with on each process
+  --data.repeats INT         of an image in an epoch, augmented anew each time
   --data.preprocessing.input_size INT     side of the network's input in pixels
   --data.augmentation.auto_augment NAME   such as rand-m9-mstd0.5-inc1, or null
   --data.augmentation.mixup FLOAT, --data.augmentation.cutmix FLOAT
@@ -64,6 +68,9 @@ network and optimization
   --model.freeze backbone|features|LIST  what is not trained: modules by name,
                                         or all features (a linear probe)
   --model.layer_decay FLOAT             of the learning rate, layer by layer
+  --model.grad_checkpointing BOOL       less memory, more time
+  --model.compile BOOL, --model.channels_last BOOL
+  --ema.decay FLOAT                     average the weights, as with 0.9999
 
 trainer (Lightning's, all of its options)
   --trainer.max_epochs INT
@@ -71,6 +78,7 @@ trainer (Lightning's, all of its options)
   --trainer.num_nodes INT               --trainer.strategy auto|ddp
   --trainer.precision 32-true|bf16-mixed|16-mixed
   --trainer.accumulate_grad_batches INT
+  --checkpoint.every_minutes FLOAT      within an epoch (default: 30)
 
   --print_config   show the resolved configuration and stop
   --traceback      show where an error came from
@@ -86,7 +94,7 @@ usage: scalablevit {command} --run RUN [OPTIONS]
                              config.yaml is used unless --config is given, and
                              the results are written into it
   --ckpt_path best|last|FILE weights (default: the run's best, or else its last)
-  --weights FOLDER|OWNER/NAME[@REVISION]    weights of a model instead
+{average}  --weights FOLDER|OWNER/NAME[@REVISION]    weights of a model instead
   --config FILE              a recipe instead of the run's own configuration
   --data.batch_size INT      samples of a batch on each process
   --data.num_workers INT     loader processes of each process
@@ -106,6 +114,7 @@ predictions.csv). A row gives index, path, and the five most probable classes.
 image files
   --weights WEIGHTS          a run folder (its best weights), a checkpoint, a
                              model's folder, or OWNER/NAME[@REVISION] on the Hub
+  --average ema|none         averaged or raw weights (default: averaged if any)
   --out FILE                 the CSV to write (default: to the screen)
   --batch_size INT           images at a time (default: 32)
   --num_workers INT          loader processes (default: 2)
@@ -189,6 +198,8 @@ best top-5, last training loss, images per second.
   --traceback          show where an error came from
 """
 
+AVERAGE = "  --average ema|none         averaged or raw weights (default: averaged if any)\n"
+
 PURPOSES = {
     "validate": "Evaluate a run on its validation images; writes val.json.",
     "test": "Evaluate a run on its test images; writes test.json, predictions.csv,\npredictions.png and confusion.png.",
@@ -208,4 +219,5 @@ COMMANDS = (*EXPERIMENTS, "plot", *RELEASE_PAGES)
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
     pages = {"fit": FIT_HELP, "predict": PREDICT_HELP, "plot": PLOT_HELP, **RELEASE_PAGES}
-    return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command])
+    average = AVERAGE if command == "test" else ""
+    return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command], average=average)

@@ -517,8 +517,8 @@ def images_of(folder: Path, wrong_allowed: int, replace: bool) -> DatasetImages:
         [0] * 6 + [1],
         None,
         folder,
-        wrong_allowed,
-        replace,
+        max_unreadable=wrong_allowed,
+        replace=replace,
     )
     assert (rows.max_unreadable, rows.replace) == (wrong_allowed, True)
     assert (data.images["val"].max_unreadable, data.images["val"].replace) == (wrong_allowed, False)

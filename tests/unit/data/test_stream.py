@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,7 +22,13 @@ class At:
     """What the datamodule asks a trainer."""
 
     def __init__(self, world_size: int = 1, global_rank: int = 0, epoch: int = 0) -> None:
-        self.world_size, self.global_rank, self.current_epoch = world_size, global_rank, epoch
+        self.world_size, self.global_rank, self.num_training_batches = world_size, global_rank, 1000
+        self.begin(epoch)
+
+    def begin(self, epoch: int) -> None:
+        epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + 1, processed=epoch))
+        batches = SimpleNamespace(current=SimpleNamespace(ready=0))
+        self.fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=SimpleNamespace(batch_progress=batches))
 
 
 def png(row: int) -> bytes:
@@ -90,13 +97,22 @@ def test_the_order_follows_seed_and_epoch(folder: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         at = At()
         loader = make_data(folder, at, shuffle_buffer=buffer).train_dataloader()
-        at.current_epoch = epoch  # asked for when an epoch begins
+        at.begin(epoch)  # asked for when an epoch begins
         orders.append(indices(loader))
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 4
     steps = [two - one for one, two in zip(orders[4], orders[4][1:], strict=False)]
     assert steps.count(1) >= 40  # with a buffer of one, files are shuffled and their rows are not
     assert orders[4] != sorted(orders[4])
+
+
+def test_a_stream_begins_with_the_epoch_that_a_checkpoint_says(folder: Path) -> None:
+    data = make_data(folder, At(epoch=2))
+    expected = [batch["image"] for batch in data.train_dataloader()]
+    resumed = make_data(folder, At())
+    resumed.load_state_dict({"epoch": 2, "batch": 1})
+    loader = resumed.train_dataloader()
+    assert all(torch.equal(*pair) for pair in zip(expected, [batch["image"] for batch in loader], strict=True))
 
 
 def test_files_that_cannot_be_shared_out_are_refused_with_the_numbers(folder: Path) -> None:
