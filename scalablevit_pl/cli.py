@@ -46,7 +46,8 @@ def main(args: list[str] | None = None) -> int:
         return 0
     show_log()
     try:
-        return run(command, [option for option in options if option != "--traceback"])
+        # The doctor shows the traces of what it finds, and goes on.
+        return run(command, [option for option in options if option != "--traceback" or command == "doctor"])
     except BrokenPipeError:  # whoever read the table has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -117,6 +118,12 @@ def run(command: str, options: list[str]) -> int:
 
         release.COMMANDS[command](options)
         return 0
+    if command == "doctor":
+        from scalablevit_pl.doctor import diagnose, read_options
+
+        own, options = read_options(options)
+        sys.argv[1:] = ["fit", *settle("fit", options)]
+        return diagnose(own)
     # Lightning starts the processes of further devices with sys.argv, so what is settled here has to stand there.
     sys.argv[1:] = [command, *settle(command, options)]
     from lightning.pytorch.utilities.exceptions import SIGTERMException

@@ -7,6 +7,7 @@ Train, evaluate and use ScalableViT image classifiers.
 
 commands:
   fit        train a network as a recipe says
+  doctor     look at all that a fit needs, before it begins
   validate   evaluate a run on its validation images
   test       evaluate a run on its test images, with tables and pictures
   predict    classify images
@@ -83,6 +84,39 @@ trainer (Lightning's, all of its options)
   --print_config   show the resolved configuration and stop
   --traceback      show where an error came from
   --help-all       show every option
+"""
+
+DOCTOR_HELP = """\
+usage: scalablevit doctor --config RECIPE [--config MORE] [OPTIONS]
+
+Look at all that a fit needs, before it begins, and say what to do about what is
+found. It takes the options of fit (scalablevit fit --help) and means the same
+by them: what is looked at is the fit that would run on this machine. It leaves
+no run behind.
+
+  --images INT     images of each part to decode (default: 200)
+  --seconds FLOAT  how long to measure the training step, and then the loader
+                   (default: 5)
+  --download       fetch data that lie on the Hub, as a fit would, and look at
+                   them; else only those in the cache are looked at
+  --traceback      show where errors came from, and go on
+  --help-all       show every option of fit
+
+what is looked at
+  versions; the configuration; the run folder: whether it is free and can be
+  written, and whether checkpoints fit on its disk; devices and precision; for
+  data on the Hub token, terms, revision and size; space for the data; splits,
+  classes, and classes without images; images that cannot be read; processor
+  cores and shared memory; batch, learning rate and steps as they come out; the
+  speed of the training step and of the data, and the memory it takes
+
+Each row begins with ok, with warn for what a run can live with, or with FAIL
+for what it cannot. The exit status is 0 without a FAIL, 1 with one, and 2 if
+the command itself is wrong.
+
+examples:
+  scalablevit doctor --config recipes/quickstart.yaml
+  scalablevit doctor --config recipes/imagenet_scalablevit_s.yaml --download
 """
 
 EVALUATE_HELP = """\
@@ -213,11 +247,11 @@ RELEASE_PAGES = {
     "pull": PULL_HELP,
     "info": INFO_HELP,
 }
-COMMANDS = (*EXPERIMENTS, "plot", *RELEASE_PAGES)
+COMMANDS = (*EXPERIMENTS, "doctor", "plot", *RELEASE_PAGES)
 
 
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
-    pages = {"fit": FIT_HELP, "predict": PREDICT_HELP, "plot": PLOT_HELP, **RELEASE_PAGES}
+    pages = {"fit": FIT_HELP, "doctor": DOCTOR_HELP, "predict": PREDICT_HELP, "plot": PLOT_HELP, **RELEASE_PAGES}
     average = AVERAGE if command == "test" else ""
     return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command], average=average)

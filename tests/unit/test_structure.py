@@ -50,7 +50,10 @@ ALLOWED = {
         "storage",
     },
     "comparison": {"arguments", "callbacks", "plotting", "run_folder"},
+    "diagnosis": {"callbacks", "data", "explanation", "hub", "preprocessing", "run_folder"},
+    "doctor": {"arguments", "diagnosis", "experiment"},
     "cli": {
+        "doctor",
         "callbacks",
         "comparison",
         "experiment",

@@ -1,0 +1,59 @@
+"""One thing that was looked at, how it is, and what to do about it."""
+
+import textwrap
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "warn", "FAIL"]
+COLUMNS = 80
+WIDTHS = (4, 13)  # of the status and of what was looked at
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of the doctor's table.
+
+    Attributes:
+        status: `ok`, `warn` for what a run can live with, `FAIL` for what it cannot.
+        what: What was looked at, in a word or two.
+        text: How it is.
+        remedy: What to do about it, if something is to be done.
+    """
+
+    status: Status
+    what: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Write the row in 80 columns, the remedy on lines of its own."""
+        head = f"{self.status:<{WIDTHS[0]}}  {self.what:<{WIDTHS[1]}}  "
+        rows = _wrapped(self.text, head) + (_wrapped(f"→ {self.remedy}", " " * len(head), "  ") if self.remedy else [])
+        return "\n".join(rows)
+
+
+def _wrapped(text: str, head: str, hanging: str = "") -> list[str]:
+    # Names of files and classes are broken only if they are longer than a line, and never at their hyphens.
+    following = " " * len(head) + hanging
+    lines = textwrap.wrap(text, COLUMNS, initial_indent=head, subsequent_indent=following, break_on_hyphens=False)
+    return lines or [head.rstrip()]
+
+
+def found(what: str, sentence: str, status: Status = "FAIL") -> Finding:
+    """Make a row of an error's sentence, in which the remedy stands behind the last colon."""
+    text, colon, remedy = sentence.rpartition(": ")
+    return Finding(status, what, text, remedy) if colon else Finding(status, what, sentence)
+
+
+def gigabytes(size: float) -> str:
+    """Write a number of bytes for people: `1.2 GB`, `350 MB`, `12 kB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
+    return f"{size / 1e3:.0f} kB"
+
+
+def listed(names: list[str], limit: int = 5) -> str:
+    """Write the first names of a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
