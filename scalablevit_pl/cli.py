@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from scalablevit_pl import __version__
 from scalablevit_pl.pages import COMMANDS, HELP, RELEASE_PAGES, help_page
-from scalablevit_pl.run_folder import CONFIG, existing_run, run_folder
+from scalablevit_pl.run_folder import CONFIG, existing_run, resumable_checkpoints, run_folder
 
 if TYPE_CHECKING:
     from scalablevit_pl.callbacks.preemption import PreemptedError
@@ -170,9 +170,11 @@ def settle(command: str, options: list[str]) -> list[str]:
     if any(option.partition("=")[0].endswith(".help") for option in options):
         return options  # shows the arguments of a class and does nothing else
     words = split_values(options)
+    named = value_of(words, "--run")
+    if command == "fit" and named and goes_on_from_weights(words, run_folder(named)):
+        words = without(words, "--config", "--weights")  # its own configuration describes the network in full
     if has(words, "--weights"):
         words = settle_weights(words)
-    named = value_of(words, "--run")
     run = named or run_of_checkpoint(value_of(words, "--ckpt_path"))
     if run is not None:
         # What --weights names is evaluated without a run; the folder is for the results alone.
@@ -202,13 +204,25 @@ def settle(command: str, options: list[str]) -> list[str]:
     return words
 
 
+def goes_on_from_weights(words: list[str], folder: Path) -> bool:
+    """Tell whether a command line that starts a run from weights meets that run again, to go on with it."""
+    again = value_of(words, "--ckpt_path") == "auto" and has(words, "--weights")
+    return again and (folder / CONFIG).is_file() and bool(resumable_checkpoints(folder))
+
+
+def without(words: list[str], *names: str) -> list[str]:
+    """Leave out some options with their values."""
+    pairs = zip([None, *words], words, strict=False)
+    return [word for before, word in pairs if word not in names and before not in names]
+
+
 def settle_weights(words: list[str]) -> list[str]:
     """Put the commit in the place of a repository's name, so that all processes that this one starts take the same one.
 
     Raises:
-        ValueError: If a checkpoint is given, too, or there are no such weights.
+        ValueError: If a checkpoint is given, too, other than with `auto`, or there are no such weights.
     """
-    if has(words, "--ckpt_path"):
+    if has(words, "--ckpt_path") and value_of(words, "--ckpt_path") != "auto":
         raise ValueError("--weights starts anew and --resume or --ckpt_path goes on with a run: give one of them")
     from scalablevit_pl.weights import pin_weights
 

@@ -374,3 +374,20 @@ def test_a_run_given_as_a_path_is_not_taken_for_one_below_runs(work: Path) -> No
     (work / "model" / "config.yaml").write_text("seed_everything: 1\n")
     words = settle("test", ["--run", "./model"])
     assert run_folder(value_of(words, "--run") or "").resolve() == work / "model"
+
+
+def test_a_command_line_that_starts_from_weights_also_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    words = ["-c", QUICKSTART, "--weights=w", "--run", "x", "--resume", "auto", "--data.batch_size", "8"]
+    begun = settle("fit", words)
+    assert value_of(begun, "--weights") == "w"
+    assert str(value_of(begun, "--config")).endswith(QUICKSTART)
+    (tmp_path / "runs/x/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/x/config.yaml").touch()
+    assert settle("fit", words) == begun  # nothing to go on with yet
+    (tmp_path / "runs/x/checkpoints/step=3.ckpt").touch()
+    again = settle("fit", words)
+    assert again == ["--config", "runs/x/config.yaml", "--run", "x", "--ckpt_path", "auto", "--data.batch_size", "8"]
+    with pytest.raises(ValueError, match="--weights starts anew"):
+        settle("fit", [*words[:-4], "--resume", "last"])
