@@ -108,7 +108,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
 
 
-@pytest.mark.parametrize("step", [3, EPOCH])
+@pytest.mark.parametrize("step", [3, pytest.param(EPOCH, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     step: int, whole: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
 ) -> None:
