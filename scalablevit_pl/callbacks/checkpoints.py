@@ -116,7 +116,7 @@ class RunCheckpoints(Checkpoint):
         if not scores or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         score = float(scores[0])
-        if self.best is None or score > self.best:
+        if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
             trainer.save_checkpoint(self.folder / "best.ckpt", False)
 
@@ -201,6 +201,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             ValueError: If it cannot be written; the one that was there is left as it was.
         """
+        if "://" in str(path):  # not on this machine, where Lightning knows its way
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         target = Path(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def test_a_checkpoint_follows_each_so_many_minutes(tmp_path: Path, monkeypatch: 
 def test_the_best_is_by_the_averaged_weights_where_there_are_any(tmp_path: Path) -> None:
     trainer = Saves(tmp_path)
     callback = start(trainer)
-    for raw, averaged in ((0.5, 0.4), (0.9, 0.3), (0.1, 0.6), (0.2, float("nan"))):
+    for raw, averaged in ((0.5, float("nan")), (0.5, 0.4), (0.9, 0.3), (0.1, 0.6), (0.2, float("nan"))):
         trainer.callback_metrics = {"val/top1": torch.tensor(raw), "val_ema/top1": torch.tensor(averaged)}
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert trainer.saved == ["best.ckpt", "best.ckpt"]

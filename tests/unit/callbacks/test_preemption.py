@@ -81,7 +81,8 @@ def test_a_refused_requeue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_loader_outlives_the_first_sigterm() -> None:
     code = (
         "import os, signal, sys; from scalablevit_pl.data.worker import spare_worker; spare_worker(0);"
-        "os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True); os.kill(os.getpid(), signal.SIGTERM);"
+        "os.kill(os.getpid(), signal.SIGUSR1); os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True);"
+        "os.kill(os.getpid(), signal.SIGTERM);"
         "print('still alive', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=60)
