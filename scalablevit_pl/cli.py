@@ -153,7 +153,8 @@ def end_preempted(stop: "PreemptedError") -> int:
     job = requeue_job() if first and stop.signum == REQUEUE else None
     if job is not None:
         logging.getLogger(__package__).info("%s: job %s is requeued and will go on", stop, job)
-        return 0
+    if stop.signum == REQUEUE and "SLURM_JOB_ID" in os.environ:
+        return 0  # of all tasks: where one ends with an error, SLURM may end the first one before it has asked
     if first:
         fail(f"{stop}: go on with --resume auto")
     return 128 + stop.signum
@@ -172,7 +173,8 @@ def settle(command: str, options: list[str]) -> list[str]:
     words = split_values(options)
     named = value_of(words, "--run")
     if command == "fit" and named and goes_on_from_weights(words, run_folder(named)):
-        words = without(words, "--config", "--weights")  # its own configuration describes the network in full
+        # Its own configuration describes the network in full, and in other words than what it started from.
+        words = without(words, "--config", "--weights", "--model.network")
     if has(words, "--weights"):
         words = settle_weights(words)
     run = named or run_of_checkpoint(value_of(words, "--ckpt_path"))
@@ -211,9 +213,16 @@ def goes_on_from_weights(words: list[str], folder: Path) -> bool:
 
 
 def without(words: list[str], *names: str) -> list[str]:
-    """Leave out some options with their values."""
-    pairs = zip([None, *words], words, strict=False)
-    return [word for before, word in pairs if word not in names and before not in names]
+    """Leave out some options, with their values and the options of their parts."""
+    kept: list[str] = []
+    skipped = False
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--"):
+            skipped = any(name == left or name.startswith(f"{left}.") for left in names)
+        if not skipped:
+            kept.append(word)
+    return kept
 
 
 def settle_weights(words: list[str]) -> list[str]:

@@ -25,6 +25,9 @@ class FitPlan(ExperimentCLI):
         faults: Why the others cannot.
     """
 
+    def hold_folder(self) -> None:
+        """Make and lock no folder."""
+
     def before_instantiate_classes(self) -> None:
         """Keep the configuration in plain values."""
         self._dump_config()

@@ -112,6 +112,8 @@ class ExperimentCLI(LightningCLI):
             raise ValueError(explain_argument(str(error), self._subcommand_parsers.values())) from error
         command, config = self.config.subcommand, self.config[self.config.subcommand]
         self.folder = run_folder(config.run)
+        if command == "fit":
+            self.hold_folder()  # before a checkpoint is chosen, since its owner may be about to write another one
         checkpoint: dict[str, Any] | None = None
         self.restarts = False
         if config.ckpt_path == "auto":
@@ -143,6 +145,10 @@ class ExperimentCLI(LightningCLI):
             raise ValueError(
                 "this recipe starts from weights: say from which with --weights FOLDER or --weights OWNER/NAME"
             )
+
+    def hold_folder(self) -> None:
+        """Lock the run folder until the command ends."""
+        self.held.enter_context(locked_folder(self.folder, getattr(rank_zero_only, "rank", 0)))
 
     def _newest_checkpoint(self, command: str) -> tuple[Path | None, dict[str, Any] | None]:
         """Find the newest checkpoint of the run that is whole; there is none if the run has not come so far.
@@ -213,10 +219,7 @@ class ExperimentCLI(LightningCLI):
         self._dump_config()
         record = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
         self.record = record | {"run": str(config.run)}
-        process = getattr(rank_zero_only, "rank", 0)
-        if self.config.subcommand == "fit":
-            self.held.enter_context(locked_folder(self.folder, process))
-        if process == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             if self.config.subcommand == "fit":
                 if self.stored is not None:
                     check_resumable(self.stored["config"], self.record)

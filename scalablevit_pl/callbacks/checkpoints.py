@@ -14,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
-from scalablevit_pl.callbacks.preemption import PreemptedError, StopSignal
+from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError, StopSignal
 from scalablevit_pl.run_folder import CHECKPOINTS, LAST, newest_checkpoints
 from scalablevit_pl.storage import written_aside
 
@@ -101,14 +101,14 @@ class RunCheckpoints(Checkpoint):
             return
         by_steps = self.every_steps is not None and trainer.global_step % self.every_steps == 0
         by_time = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.every_seconds
-        signum, due = _greatest(pl_module.device, self.signal.received or 0, int(by_steps or by_time))
-        if signum or due:
+        stop, due = _greatest(pl_module.device, self._stop(), int(by_steps or by_time))
+        if stop or due:
             logged = trainer.fit_loop.epoch_loop._batches_that_stepped
             if (logged + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 _record(trainer, STEP_VALUES, logged)
             self._save(trainer)
-        if signum:
-            raise PreemptedError(signum, trainer.global_step)
+        if stop:
+            raise PreemptedError(BY_WEIGHT[stop], trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save `best.ckpt` if the weights are the best so far."""
@@ -130,9 +130,9 @@ class RunCheckpoints(Checkpoint):
             return
         _record(trainer, EPOCH_AVERAGES, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
         self._save(trainer)
-        (signum,) = _greatest(pl_module.device, self.signal.received or 0)
-        if signum:
-            raise PreemptedError(signum, trainer.global_step)
+        (stop,) = _greatest(pl_module.device, self._stop())
+        if stop:
+            raise PreemptedError(BY_WEIGHT[stop], trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -141,6 +141,9 @@ class RunCheckpoints(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self.signal.restore()
+
+    def _stop(self) -> int:
+        return BY_WEIGHT.index(self.signal.received or 0)
 
     def _save(self, trainer: pl.Trainer) -> None:
         path = self.folder / f"step={trainer.global_step}.ckpt"

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 STOP = signal.SIGTERM
 # SLURM sends it, where a job's --signal says so, some time before the job's time is up.
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none
+BY_WEIGHT = (0, STOP, REQUEUE)  # no signal, and which one wins where processes have got different ones
 
 
 class PreemptedError(Exception):
@@ -60,7 +61,8 @@ class StopSignal:
         self._earlier.clear()
 
     def _remember(self, signum: int, frame: Any) -> None:
-        self.received = signum
+        if self.received != REQUEUE:  # which SIGTERM follows where the time is up
+            self.received = signum
 
 
 def requeue_job() -> str | None:

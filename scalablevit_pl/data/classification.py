@@ -62,7 +62,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             keeps its length and so sees fewer images.
         worker_timeout: Seconds to wait for a batch of the loader processes before the run stops; 0 waits for ever.
         max_unreadable: Different images that may be unreadable on each process. In training the next readable one takes
-            the place of each; in evaluation it is not counted.
+            the place of each; in evaluation it is not counted. A stream puts up with none.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             which a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.

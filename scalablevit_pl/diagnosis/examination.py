@@ -100,7 +100,7 @@ class Examination:
         """Tell whether the run can be written."""
         folder: Path = self.fit.folder
         checkpoint, stored = self.config.ckpt_path, self.fit.stored
-        resuming = stored is not None and folder.resolve() in Path(checkpoint).resolve().parents
+        resuming = self.fit.restarts or (stored is not None and folder.resolve() in Path(checkpoint).resolve().parents)
         if stored is not None:
             check_resumable(stored["config"], self.fit.config_dump)
         finding = disk.check_run_folder(folder, resuming)
@@ -168,6 +168,7 @@ class Examination:
         if not self.available():
             yield self.not_fetched()
             return
+        self.datamodule.trainer = self.trainer  # says how many processes share the data
         self.datamodule.setup("fit")
         self.loaded = True
         if not isinstance(self.datamodule, ClassificationDataModule):
@@ -272,7 +273,6 @@ class Examination:
     def look_at_plan(self) -> Iterator[Finding]:
         """Say what the fit will resolve, which takes task, data and devices."""
         if self.loaded and self.task is not None and self.trainer is not None:
-            self.datamodule.trainer = self.trainer  # says how many processes share the data
             yield plan.check_plan(self.task, plan.plan_fit(self.trainer, self.datamodule.train_dataloader()))
         else:
             yield Finding("warn", "plan", "learning rate and steps are not known", "mend what is wrong above")

@@ -380,6 +380,7 @@ def test_a_command_line_that_starts_from_weights_also_goes_on(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w").mkdir()
     words = ["-c", QUICKSTART, "--weights=w", "--run", "x", "--resume", "auto", "--data.batch_size", "8"]
+    words += ["--model.network.num_classes", "5", "--model.network.drop_path_rate=0.1", "--model.label_smoothing=0.2"]
     begun = settle("fit", words)
     assert value_of(begun, "--weights") == "w"
     assert str(value_of(begun, "--config")).endswith(QUICKSTART)
@@ -388,6 +389,7 @@ def test_a_command_line_that_starts_from_weights_also_goes_on(tmp_path: Path, mo
     assert settle("fit", words) == begun  # nothing to go on with yet
     (tmp_path / "runs/x/checkpoints/step=3.ckpt").touch()
     again = settle("fit", words)
+    again.remove("--model.label_smoothing=0.2")
     assert again == ["--config", "runs/x/config.yaml", "--run", "x", "--ckpt_path", "auto", "--data.batch_size", "8"]
     with pytest.raises(ValueError, match="--weights starts anew"):
-        settle("fit", [*words[:-4], "--resume", "last"])
+        settle("fit", [*words, "--resume", "last"])
