@@ -7,8 +7,8 @@ CODE := scalablevit_pl tests docs checkpoints benchmarks
 # The folder with the four original files, as Debian's package dataset-fashion-mnist installs them.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 
-# A file's tests stay together, so that what they share is made once.
-FAST := -n 2 --dist loadfile -m "not slow and not gpu and not network"
+# A file's tests stay together, so that what they share is made once; the long files come first.
+FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
 .PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading clean
 

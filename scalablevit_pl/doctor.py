@@ -1,6 +1,5 @@
 """The command `doctor`: looks at all that a fit needs before it begins, and says what to do about each finding."""
 
-import logging
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -86,9 +85,8 @@ def diagnose(options: SimpleNamespace) -> int:
     Args:
         options: As `read_options` gives them.
     """
-    logging.getLogger(__package__).setLevel(logging.ERROR)  # the findings say it, and the timed steps mean nothing else
     datasets.disable_progress_bars()
-    with quiet():
+    with quiet():  # the findings say it, and what is said of the timed steps means nothing
         examination = Examination(FitPlan(), options)
         findings = list(examination.findings())
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}

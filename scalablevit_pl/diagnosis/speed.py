@@ -140,8 +140,8 @@ def _random_batches(batch_size: int, channels: int, input_size: int, num_classes
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on its trainer away for the time of a block."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    """Keep remarks of Lightning and of this package away for the time of a block."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scalablevit_pl")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

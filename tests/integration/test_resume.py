@@ -177,6 +177,7 @@ def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
     assert_equal_runs(run, whole_of_two)
 
 
+@pytest.mark.slow
 def test_two_nodes_train_and_evaluate_as_one(
     whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
