@@ -4,11 +4,11 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningCLI
 
 from scalablevit_pl.arguments import OptionParser
+from scalablevit_pl.diagnosis.data_examination import progress_bars
 from scalablevit_pl.diagnosis.examination import Examination
 from scalablevit_pl.diagnosis.speed import quiet
 from scalablevit_pl.experiment import ExperimentCLI
@@ -85,8 +85,7 @@ def diagnose(options: SimpleNamespace) -> int:
     Args:
         options: As `read_options` gives them.
     """
-    datasets.disable_progress_bars()
-    with quiet():  # the findings say it, and what is said of the timed steps means nothing
+    with progress_bars(shown=False), quiet():  # the findings say it, and what is said of the timed steps means nothing
         examination = Examination(FitPlan(), options)
         findings = list(examination.findings())
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}

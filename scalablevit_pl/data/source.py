@@ -44,7 +44,7 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
         raise ValueError("--data.dataset is empty: give a folder, or a data set's id on the Hub")
     if Path(dataset).expanduser().exists():
         raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
-    if not _may_be_hub_id(dataset):
+    if not may_be_hub_id(dataset):
         raise ValueError(f"there is no folder {dataset!r}: check the path")
     noted = None if ask else noted_commit(dataset, revision)
     return noted or _on_hub(dataset, lambda: find_commit(dataset, revision))
@@ -141,9 +141,11 @@ def local_folder(dataset: str) -> Path | None:
     return folder if dataset.strip() and folder.is_dir() else None
 
 
-def _may_be_hub_id(dataset: str) -> bool:
+def may_be_hub_id(dataset: str) -> bool:
+    """Tell whether a name has the form of an id on the Hub, and nothing of that name lies on this machine."""
     parts = dataset.split("/")
-    return len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
+    formed = len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
+    return formed and local_folder(dataset) is None and not Path(dataset).expanduser().exists()
 
 
 def _holds_parquet(folder: Path) -> bool:

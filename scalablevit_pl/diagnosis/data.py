@@ -110,14 +110,12 @@ def kinds_of(source: bytes | Path) -> Iterator[str]:
 
 def check_images(part: str, sample: Sample) -> Finding:
     """Say which images of a sample cannot be read, and what kinds were among those that can."""
-    looked_at = sample.readable + len(sample.unreadable)
+    looked_at, what = sample.readable + len(sample.unreadable), f"{part} images"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sample.kinds.most_common())
-    what = f"{part} images"
+    among = f", {kinds} among them" if kinds else ""
     if not sample.unreadable:
-        return Finding("ok", what, f"{looked_at} of them decoded" + (f", {kinds} among them" if kinds else ""))
-    reasons = [
-        sentence.removeprefix("cannot read ").removesuffix("; mend or remove it") for sentence in sample.unreadable
-    ]
-    text = f"{len(reasons)} of {looked_at} that were looked at cannot be read: {'; '.join(reasons[:5])}"
+        return Finding("ok", what, f"{looked_at:,} of them decoded{among}")
+    reasons = [sentence.removeprefix("cannot read ").rpartition("; ")[0] for sentence in sample.unreadable]
+    text = f"{len(reasons)} of {looked_at:,} that were looked at cannot be read: {'; '.join(reasons[:5])}"
     text += f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return Finding("FAIL", what, text, "mend or remove them")
+    return Finding("FAIL", what, f"{text}; the others were decoded{among}", "mend or remove them")

@@ -1,11 +1,13 @@
 """One thing that was looked at, how it is, and what to do about it."""
 
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "warn", "FAIL"]
 COLUMNS = 80
+SENTENCE = re.compile(r"(.*)[:;] (.*)", re.DOTALL)
 WIDTHS = (4, 13)  # of the status and of what was looked at
 
 
@@ -40,9 +42,9 @@ def _wrapped(text: str, head: str, hanging: str = "") -> list[str]:
 
 
 def found(what: str, sentence: str, status: Status = "FAIL") -> Finding:
-    """Make a row of an error's sentence, in which the remedy stands behind the last colon."""
-    text, colon, remedy = sentence.rpartition(": ")
-    return Finding(status, what, text, remedy) if colon else Finding(status, what, sentence)
+    """Make a row of an error's sentence, in which the remedy stands behind the last colon or semicolon."""
+    parts = SENTENCE.fullmatch(sentence)
+    return Finding(status, what, parts[1], parts[2]) if parts else Finding(status, what, sentence)
 
 
 def gigabytes(size: float) -> str:

@@ -98,7 +98,8 @@ def _time(task: Any, trainer: pl.Trainer, batch_size: int, input_size: int, seco
         callbacks=[clock],
     )
     channels = getattr(task.network, "in_chans", 3)
-    short.fit(task, _random_batches(batch_size, channels, input_size, task.num_classes, device.type == "cuda"))
+    with quiet():  # whose warnings, of a small batch, are no findings
+        short.fit(task, _random_batches(batch_size, channels, input_size, task.num_classes, device.type == "cuda"))
     times = clock.times[WARM_UP - 1 :]
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return StepSpeed(batch_size * (len(times) - 1) / (times[-1] - times[0]), batch_size, device, memory)

@@ -12,13 +12,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fake_imagenet import make_images, put_on_hub
+from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.cli import main
-from scalablevit_pl.diagnosis import disk, hub, machine, speed
+from scalablevit_pl.diagnosis import data, disk, hub, machine, speed
 from scalablevit_pl.diagnosis.finding import Finding, found, gigabytes
 
 Doctor = Callable[..., tuple[int, str]]
@@ -83,6 +85,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
     assert "FAIL classes the data has 2 classes but the network has num_classes=10 → set --model.network" in table
     assert "of 8 that were looked at cannot be read:" in table
     assert "0.jpg" in table
+    assert table.count("→ mend or remove") >= 2
     assert "warn test data there is no split 'test' → choose among train" in table
     assert "ok configuration" in table
     assert "ok training step" in table
@@ -94,7 +97,8 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         (["--trainer.accelerator=gpu"], "→ run on a machine with a GPU"),
         (["--data.split_sizes={train: 7}"], "split 'train' has 10000 images and not 7 as --data.split_sizes says"),
         (["--data.class_order=imagenet"], "FAIL data "),
-        (["--data.dataset=photoz"], "FAIL"),
+        (["--data.dataset=photoz"], "images were not looked at → unset HF_HUB_OFFLINE"),
+        (["--data.dataset=./photoz"], "FAIL data there is no folder './photoz' → check the path"),
         (["--data.val_split=nothing"], "there is no split 'nothing' → choose among"),
         (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is none of the columns"),
         (["--trainer.precision=bf16-mixed"], "warn precision bf16-mixed on cpu may be slower than float32"),
@@ -114,6 +118,33 @@ def test_each_planted_fault_is_found(
     status, table = doctor(*words)
     assert row in table
     assert status == (0 if "warn" in row or "rate" in row else 1)
+
+
+def test_what_a_fit_warns_of_is_a_row(doctor: Doctor) -> None:
+    _, table = doctor("--model.base_batch_size=5000")
+    assert "warn plan the learning rate 1.6e-06 is below min_lr 1e-05" in table
+    assert table.count("below min_lr") == 1  # and not of the batch that is measured
+
+
+def test_images_of_other_kinds_are_counted_beside_unreadable_ones(doctor: Doctor, photos: Path) -> None:
+    Image.new("CMYK", (9, 9)).save(photos / "dog/0.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for index in (1, 2):
+        Image.new("RGB", (9, 9)).save(photos / f"dog/{index}.jpg", exif=turned)
+    (photos / "dog/3.jpg").write_bytes(b"no image")
+    own = [f"--data.dataset={photos}", "--data.val_split=train", "--images=24", "--model.network.num_classes=2"]
+    status, table = doctor(*own)
+    assert status == 1
+    assert "FAIL train images 1 of 24 that were looked at cannot be read: row " in table
+    assert "the others were decoded, 2 EXIF-rotated, 1 CMYK among them" in table
+
+
+def test_a_class_without_images_is_found() -> None:
+    finding = data.check_histogram("val", [0, 0, 2], ["cat", "dog", "owl"])
+    assert (finding.status, finding.text) == ("warn", "1 of 3 classes have no image: dog")
+    finding = data.check_histogram("val", [0, 0, 2, 1], ["cat", "dog", "owl"])
+    assert (finding.status, finding.text) == ("ok", "from 1 to 2 images of each of the 3 classes")
 
 
 def test_an_option_that_is_none_is_answered_as_by_fit(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +207,42 @@ def test_terms_that_are_not_accepted_are_found(monkeypatch: pytest.MonkeyPatch) 
     assert (finding.status, finding.remedy) == ("warn", f"pin it with --data.revision {'1' * 40}")
 
 
+def test_gated_data_on_the_hub_are_looked_at_step_by_step(
+    doctor: Doctor, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {"train": make_images("train", 1003), "validation": make_images("validation", 41)}
+    commit = put_on_hub(hub, "lab/imagenet", splits)
+    monkeypatch.setattr(speed, "time_steps", lambda *_: speed.StepSpeed(100.0, 4, torch.device("cpu")))
+    own = ["--data.dataset=lab/imagenet", "--data.class_order=imagenet", "--model.network.num_classes=1000"]
+
+    status, table = doctor(*own)
+    assert status == 1
+    assert "ok Hub token none, which does for data that are neither gated nor private" in table
+    assert "FAIL Hub access " in table
+    assert "FAIL data lab/imagenet is not in the cache, and its images were not looked at → mend what keeps" in table
+
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    status, table = doctor(*own)
+    assert status == 1
+    assert "FAIL Hub token " in table
+
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    status, table = doctor(*own)
+    assert status == 0
+    assert "ok Hub token of ada" in table
+    assert f"commit {commit}; no revision is asked for, which may move on → pin it with --data.revision {commit}" in (
+        table.replace(f"{commit[:20]} {commit[20:]}", commit)
+    )
+    assert "warn data lab/imagenet is not in the cache, and its images were not looked at → fetch them" in table
+    assert "ok splits" not in table
+
+    status, table = doctor(*own, f"--data.revision={commit}", "--download")
+    assert status == 0
+    assert "ok splits images: train 1,003, val 41" in table
+    assert "ok classes 1,000, in the order asked for" in table
+    assert "ok train images 8 of them decoded" in table
+
+
 def test_only_the_files_of_the_wanted_splits_are_counted() -> None:
     sizes = {"data/train-00000-of-00001.parquet": 7, "data/test-00000-of-00001.parquet": 5, "README.md": 1}
     assert hub.files_of_splits(sizes, {"train": ("train",)}) == {"data/train-00000-of-00001.parquet": 7}
@@ -217,4 +284,5 @@ def test_a_row_fits_into_80_columns_and_has_its_remedy_on_a_line_of_its_own() ->
     assert max(map(len, row.splitlines())) <= 80
     assert sum("→" in line for line in row.splitlines()) == 1
     assert found("data", "it is broken: mend it") == Finding("FAIL", "data", "it is broken", "mend it")
+    assert found("data", "a: no; mend it") == Finding("FAIL", "data", "a: no", "mend it")
     assert [gigabytes(size) for size in (1.23e10, 4.56e9, 12e6, 3e3)] == ["12 GB", "4.6 GB", "12 MB", "3 kB"]
