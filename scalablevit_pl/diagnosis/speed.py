@@ -197,7 +197,8 @@ def check_loader(rate: float, step: StepSpeed | None, workers: int, processes: i
     # What was measured had the machine to itself.
     shared = min(1.0, cores / (processes * max(workers, 1)))
     ratio = rate * shared / step.images_per_second
-    text += f", {processes} times at once about {rate * shared:,.0f} each" if shared < 1.0 else ""
+    if shared < 1.0:
+        text += f", about {rate * shared:,.0f} where {processes * workers} of them share {cores} core(s)"
     text += f": {ratio:.1f} times what the training step takes"
     if ratio >= 1.0:
         return Finding("ok", "loader", text)
