@@ -236,7 +236,16 @@ def test_gated_data_on_the_hub_are_looked_at_step_by_step(
     assert "warn data lab/imagenet is not in the cache, and its images were not looked at → fetch them" in table
     assert "ok splits" not in table
 
-    status, table = doctor(*own, f"--data.revision={commit}", "--download")
+    own += [f"--data.revision={commit}", "--download"]
+    with monkeypatch.context() as small:
+        small.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=400e3))
+        status, table = doctor(*own)
+    assert status == 1
+    assert "FAIL data disk " in table
+    assert "FAIL data not looked into, since they do not fit on the disk → make space first" in table
+
+    status, table = doctor(*own)
+    assert not datasets.are_progress_bars_disabled()
     assert status == 0
     assert "ok splits images: train 1,003, val 41" in table
     assert "ok classes 1,000, in the order asked for" in table
