@@ -20,7 +20,7 @@ from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
 from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd, UnreadableList
-from scalablevit_pl.callbacks.initialization import StartFromWeights
+from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd, TrainingBar
@@ -264,7 +264,8 @@ class ExperimentCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         command, settings = self.config.subcommand, self.config[self.config.subcommand]
-        ours: list[pl.Callback] = [LineEnd(), UnreadableList(self.folder), SharedEnd()]
+        start = SameStart(settings.ckpt_path or settings.weights, self.step)
+        ours: list[pl.Callback] = [start, LineEnd(), UnreadableList(self.folder), SharedEnd()]
         average = next(callback for callback in callbacks if isinstance(callback, WeightAverage))
         average.choose(settings.get("average"))
         if self.trained is None:

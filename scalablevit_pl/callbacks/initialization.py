@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from scalablevit_pl.checkpoint import TrainedClassifier, same_classes
 
@@ -55,6 +56,44 @@ class StartFromWeights(pl.Callback):
                 _some(self.trained.class_names),
             )
         del self.trained  # a second copy of the weights
+
+
+class SameStart(pl.Callback):
+    """Refuse to start where the processes have found different weights or checkpoints.
+
+    Each process that `torchrun` or a cluster starts looks for itself: a branch on the Hub may move between two looks,
+    and a run folder may lie on a disk that only one node has.
+
+    Args:
+        source: Checkpoint or weights that this process starts from; None for random ones.
+        step: Optimizer steps that have been made with them.
+    """
+
+    def __init__(self, source: str | None, step: int | None) -> None:
+        self.start = (source, step)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compare what all processes start from.
+
+        Raises:
+            ValueError: If it is not the same; all processes raise it.
+        """
+        if trainer.world_size == 1:
+            return
+        starts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(starts, self.start)
+        for rank, start in enumerate(starts):
+            if start != starts[0]:
+                raise ValueError(
+                    f"process 0 starts from {_said(*starts[0])} and process {rank} from {_said(*start)}: give weights "
+                    "with their commit, OWNER/NAME@COMMIT, and a run folder that all nodes share"
+                )
+
+
+def _said(source: str | None, step: int | None) -> str:
+    if source is None:
+        return "random weights"
+    return repr(source) if step is None else f"{source!r} at step {step}"
 
 
 def _some(names: list[str]) -> str:

@@ -181,7 +181,7 @@ def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
 def test_two_nodes_train_and_evaluate_as_one(
     whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    def on_both(*words: str) -> None:
+    def on_both(*words: str, runs: tuple[str, str] = ("nodes", "nodes")) -> list[tuple[int, str]]:
         rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=nodes"]
         # Behind --, since torchrun takes --run for an abbreviation of an option of its own.
         command = [
@@ -193,16 +193,23 @@ def test_two_nodes_train_and_evaluate_as_one(
             "--",
             "scalablevit_pl",
         ]
-        nodes = [start(*command, *words, "--trainer.num_nodes=2", "--trainer.devices=1") for _ in range(2)]
+        words = (*words, "--trainer.num_nodes=2", "--trainer.devices=1")
+        nodes = [start(*command, *words, f"--run={run}") for run in runs]
         outputs = [node.communicate(timeout=240)[0] for node in nodes]
-        assert [node.returncode for node in nodes] == [0, 0], outputs
+        return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
 
-    on_both(*FIT, *TWO, "--run=nodes")
+    ends = on_both(*FIT, *TWO)
+    assert [status for status, _ in ends] == [0, 0], ends
     assert_equal_runs(folder / "runs/nodes", whole_of_two)
-    on_both("validate", "--run=nodes", "--trainer.limit_val_batches=1.0", "--data.batch_size=64")
+    ends = on_both("validate", "--trainer.limit_val_batches=1.0", "--data.batch_size=64")
+    assert [status for status, _ in ends] == [0, 0], ends
     report = (folder / "runs/nodes/val.json").read_text()
     assert '"val/samples": 1000.0' in report
     assert '"processes": 2' in report
+    # A run folder on a disk of the first node's own.
+    ends = on_both(*FIT, *TWO, "--resume=auto", f"--trainer.max_epochs={EPOCHS + 1}", runs=("nodes", "elsewhere"))
+    assert 0 not in [status for status, _ in ends], ends
+    assert any("and a run folder that all nodes share" in output for _, output in ends), ends
 
 
 def free_port() -> int:

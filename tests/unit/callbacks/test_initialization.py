@@ -1,11 +1,14 @@
 import logging
+import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
-from scalablevit_pl.callbacks.initialization import StartFromWeights
+from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights
 from scalablevit_pl.checkpoint import TrainedClassifier
 from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
@@ -57,3 +60,27 @@ def test_half_precision_weights_become_those_of_the_network() -> None:
 def test_weights_of_another_network_are_refused_with_a_tensors_name() -> None:
     with pytest.raises(ValueError, match=r"the weights of 'here' do not fit the network: .*head\.hidden"):
         start(nano(head="mlp"), nano(), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ([("lab/s@1", None), ("lab/s@2", None)], "process 0 starts from 'lab/s@1' and process 1 from 'lab/s@2': give"),
+        ([("a.ckpt", 4), ("a.ckpt", 4), (None, None)], "from 'a.ckpt' at step 4 and process 2 from random weights: "),
+        ([("a.ckpt", 4), ("a.ckpt", 5)], "from 'a.ckpt' at step 4 and process 1 from 'a.ckpt' at step 5: "),
+        ([("a.ckpt", 4), ("a.ckpt", 4)], None),
+    ],
+)
+def test_all_processes_start_from_the_same(
+    starts: list[tuple[str | None, int | None]], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for own in starts:
+
+        def gather(found: list[Any], start: Any, own: Any = own) -> None:
+            assert start == own
+            found[:] = starts
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        trainer: Any = SimpleNamespace(world_size=len(starts))
+        with pytest.raises(ValueError, match=re.escape(said)) if said else nullcontext():
+            SameStart(*own).setup(trainer, pl.LightningModule(), "fit")
