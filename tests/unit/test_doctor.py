@@ -235,6 +235,7 @@ def test_gated_data_on_the_hub_are_looked_at_step_by_step(
     )
     assert "warn data lab/imagenet is not in the cache, and its images were not looked at → fetch them" in table
     assert "ok splits" not in table
+    assert not datasets.are_progress_bars_disabled()
 
     own += [f"--data.revision={commit}", "--download"]
     with monkeypatch.context() as small:
@@ -245,7 +246,6 @@ def test_gated_data_on_the_hub_are_looked_at_step_by_step(
     assert "FAIL data not looked into, since they do not fit on the disk → make space first" in table
 
     status, table = doctor(*own)
-    assert not datasets.are_progress_bars_disabled()
     assert status == 0
     assert "ok splits images: train 1,003, val 41" in table
     assert "ok classes 1,000, in the order asked for" in table
