@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scalablevit_pl.checkpoint import read_reference_checkpoint
+from scalablevit_pl.imagenet import imagenet_names
 from scalablevit_pl.model_folder import annotate, check_finite, network_config
 from scalablevit_pl.models import ImageClassifier, build_classifier, create_model, list_models
 from scalablevit_pl.preprocessing import Preprocessing
@@ -52,7 +53,7 @@ def convert_checkpoint(path: str | Path, model: str) -> ImageClassifier:
             f"the weights in {str(path)!r} are not those of {model!r}: {' '.join(str(error).split())[:300]}"
         ) from error
     if classifier.num_classes == IMAGENET_CLASSES:
-        annotate(classifier, _imagenet_names(), Preprocessing())
+        annotate(classifier, list(imagenet_names()), Preprocessing())
     return classifier.eval()
 
 
@@ -94,15 +95,3 @@ def _expands_value(tensors: Mapping[str, Tensor]) -> bool:
     """Tell by a projection that is not square whether SSA's values are as wide as its queries."""
     projections = [tensor for name, tensor in tensors.items() if name.endswith("attn.proj.weight")]
     return any(tensor.shape != tensor.shape[::-1] for tensor in projections)
-
-
-def _imagenet_names() -> list[str]:
-    """Return ImageNet's class names, with the synset added where two are the same."""
-    from timm.data.imagenet_info import ImageNetInfo  # slow to import, and few conversions are of other classes
-
-    info = ImageNetInfo("imagenet-1k")
-    names = [info.index_to_description(index) for index in range(IMAGENET_CLASSES)]
-    return [
-        f"{name} ({info.index_to_label_name(index)})" if names.count(name) > 1 else name
-        for index, name in enumerate(names)
-    ]

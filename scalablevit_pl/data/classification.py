@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from scalablevit_pl.data.imagenet import check_imagenet
-from scalablevit_pl.data.images import DatasetImages, Transform
-from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
-from scalablevit_pl.data.source import (
-    check_split_sizes,
+from scalablevit_pl.data.columns import (
     declares_classes,
     find_class_names,
     find_image_column,
     find_label_column,
+    label_indices,
+)
+from scalablevit_pl.data.images import DatasetImages, Transform
+from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
+from scalablevit_pl.data.source import (
+    check_split_sizes,
     find_revision,
     find_stream,
-    label_indices,
     load_splits,
     local_folder,
     select_split,
@@ -30,6 +31,7 @@ from scalablevit_pl.data.source import (
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
 from scalablevit_pl.data.worker import spare_worker
+from scalablevit_pl.imagenet import check_imagenet
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError
 from scalablevit_pl.randomness import run_seed, seeded
 

@@ -6,15 +6,8 @@ from typing import Any
 import datasets
 import pytest
 
-from scalablevit_pl.data.source import (
-    _split_of,
-    find_class_names,
-    find_image_column,
-    find_label_column,
-    label_indices,
-    load_splits,
-    select_split,
-)
+from scalablevit_pl.data.columns import find_class_names, find_image_column, find_label_column, label_indices
+from scalablevit_pl.data.source import _split_of, load_splits, select_split
 
 MakeFiles = Callable[..., Path]
 IMAGE, NAMES = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"])

@@ -3,23 +3,28 @@
 import re
 from collections.abc import Sequence
 from functools import cache
-
-from timm.data.imagenet_info import ImageNetInfo
+from typing import Any
 
 # Two classes are called crane; the data set on the Hub, in which no name may occur twice, numbers the second one.
 HUB_SPELLING = {517: "crane2"}
 
 
 @cache
+def _info() -> Any:
+    from timm.data.imagenet_info import ImageNetInfo  # slow to import, and most data are of other classes
+
+    return ImageNetInfo("imagenet-1k")
+
+
+@cache
 def imagenet_synsets() -> tuple[str, ...]:
     """Return the ids of the 1,000 synsets, which are the names of ImageNet's folders, in the order of the classes."""
-    return tuple(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]
+    return tuple(_info().label_names())
 
 
 @cache
 def _descriptions() -> tuple[str, ...]:
-    info = ImageNetInfo("imagenet-1k")
-    return tuple(info.label_name_to_description(synset) for synset in imagenet_synsets())
+    return tuple(_info().label_name_to_description(synset) for synset in imagenet_synsets())
 
 
 @cache
