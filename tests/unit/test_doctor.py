@@ -62,6 +62,7 @@ def test_a_sound_fit_has_no_finding_and_leaves_nothing_behind(doctor: Doctor, tm
     assert "0 warn, 0 FAIL" in table
     for row in (
         "ok configuration scalablevit_nano, 2,761,378 parameters",
+        "ok run disk 333 MB for the run and up to 4 checkpoints",
         "ok splits images: train 9,000, val 1,000",
         "ok train labels from 889 to 915 images of each of the 10 classes",
         "ok test data 2,000 images of split 'test'",
@@ -103,6 +104,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is none of the columns"),
         (["--trainer.precision=bf16-mixed"], "warn precision bf16-mixed on cpu may be slower than float32"),
         (["--run", "a/file/run"], "file is a file"),
+        (["--ema.decay=0.9"], "ok run disk 377 MB for the run"),
         (["--model.base_batch_size=512"], "the recipe's rate is for a batch of 512, and scaled by 0.007812"),
         (["--model.label_smoothing=2"], "FAIL configuration label_smoothing must be at least 0 and below 1, got 2.0"),
     ],
@@ -117,7 +119,18 @@ def test_each_planted_fault_is_found(
     (tmp_path / "a/file").touch()
     status, table = doctor(*words)
     assert row in table
-    assert status == (0 if "warn" in row or "rate" in row else 1)
+    assert status == (0 if row.startswith(("ok", "warn")) or "rate" in row else 1)
+
+
+def test_a_resume_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config=recipes/quickstart.yaml", "--run=begun", *QUICK[2:], *limits]) == 0
+    monkeypatch.setattr(speed, "time_steps", lambda *_: speed.StepSpeed(100.0, 4, torch.device("cpu")))
+    status, table = doctor("--run=begun", "--resume=auto")
+    assert (status, "ok run folder runs/begun goes on" in table) == (0, True)
+    status, table = doctor("--run=begun", "--resume=auto", "--model.label_smoothing=0.3")
+    assert status == 1
+    assert "FAIL run folder the run cannot be resumed with other values: model.init_args.label_smoothing was" in table
 
 
 def test_what_a_fit_warns_of_is_a_row(doctor: Doctor) -> None:
