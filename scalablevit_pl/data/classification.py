@@ -209,6 +209,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             self.num_workers,
             *self._processes(),
             self.shuffle_buffer,
+            self.max_unreadable,
         )
         check_split_sizes({self.train_split: stream.rows}, self.split_sizes)
         logger.info("train: a stream of %d images of split %r", stream.rows, self.train_split)

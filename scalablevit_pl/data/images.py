@@ -119,7 +119,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         Raises:
             UnreadableImageError: If more images in a row are unreadable than may be.
         """
-        lines = [_one_line(error)]
+        lines = [one_line(error)]
         position = item.position if isinstance(item, Draw) else max(item, 0)
         if not self.replace:
             zeros = torch.zeros_like(self.transform(Image.new("RGB", (1, 1))))
@@ -130,13 +130,14 @@ class DatasetImages(Dataset[dict[str, Any]]):
             try:
                 sample = self._sample(item._replace(position=following) if isinstance(item, Draw) else following)
             except UnreadableImageError as another:
-                lines.append(_one_line(another))
+                lines.append(one_line(another))
             else:
                 return sample | {"unreadable": "\n".join(lines)}
         raise error
 
 
-def _one_line(error: UnreadableImageError) -> str:
+def one_line(error: UnreadableImageError) -> str:
+    """Return an error's sentence without line ends."""
     return " ".join(str(error).split())
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from huggingface_hub import HfFileSystem
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from scalablevit_pl.data.images import Transform
+from scalablevit_pl.data.images import Transform, one_line
 from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.preprocessing import decode_image
+from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 from scalablevit_pl.randomness import run_seed, seeded
 
 ROWS_AT_ONCE = 64
@@ -40,6 +41,8 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         processes: Number of processes.
         rank: This process.
         buffer: Images among which the next one is drawn.
+        max_unreadable: Images in a row that may be unreadable, in whose place the next readable one is taken; with 0
+            the first one raises.
 
     Attributes:
         rows: Number of images of the split.
@@ -62,6 +65,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         processes: int = 1,
         rank: int = 0,
         buffer: int = 1000,
+        max_unreadable: int = 0,
     ) -> None:
         readers = processes * max(workers, 1)
         if len(files) % readers:
@@ -72,7 +76,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
             )
         with ThreadPoolExecutor(16) as pool:
             described = list(pool.map(_describe, files))
-        rows = [count for count, _ in described]
+        rows = [number for number, _ in described]
         for file, (_, features) in zip(files, described, strict=True):
             label = features.get(label_column)
             if not isinstance(label, datasets.ClassLabel) or label.names != list(names):
@@ -98,6 +102,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         self.readers = readers
         self.rank = rank
         self.buffer = buffer
+        self.max_unreadable = max_unreadable
         self.seed = run_seed()
         self.epoch = 0
 
@@ -108,25 +113,38 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield `image (3, H, W)`, `index` (the row of the split), `path` and `label`.
 
+        Where unreadable images are allowed, `unreadable` names those that were met on the way to it, one a line.
+
         Raises:
-            UnreadableImageError: If an image cannot be decoded; it names split and row.
+            UnreadableImageError: If more images than allowed cannot be decoded; it names split and row.
         """
         worker = get_worker_info()
         reader = self.rank * self.workers + (0 if worker is None else worker.id)
         order = np.random.RandomState([self.seed, self.epoch]).permutation(len(self.files))
-        mixed = self._mixed(order[reader :: self.readers].tolist(), [self.seed, self.epoch, reader])
-        for _, (index, row) in zip(range(self.samples), mixed, strict=False):
-            stored = row[self.image_column] or {}
-            stored = stored if isinstance(stored, dict) else {"bytes": stored}
-            image = decode_image(stored.get("bytes") or b"", f"row {index} of split {self.split!r}")
-            with seeded(self.seed, self.epoch, index, 0):
-                pixels = self.transform(image)
-            yield {
-                "image": pixels,
-                "index": index,
-                "path": stored.get("path") or "",
-                "label": row[self.label_column],
-            }
+        numbers = order[reader :: self.readers].tolist()
+        # Once more from the beginning where unreadable images leave too few.
+        passes = (self._mixed(numbers, [self.seed, self.epoch, reader, again]) for again in count())
+        rows, unreadable = chain.from_iterable(passes), list[str]()
+        for _ in range(self.samples):
+            sample = None
+            while sample is None:
+                index, row = next(rows)
+                try:
+                    sample = self._sample(index, row)
+                except UnreadableImageError as error:
+                    unreadable.append(one_line(error))
+                    if len(unreadable) > self.max_unreadable:
+                        raise
+            yield sample | ({"unreadable": "\n".join(unreadable)} if self.max_unreadable else {})
+            unreadable.clear()
+
+    def _sample(self, index: int, row: dict[str, Any]) -> dict[str, Any]:
+        stored = row[self.image_column] or {}
+        stored = stored if isinstance(stored, dict) else {"bytes": stored}
+        image = decode_image(stored.get("bytes") or b"", f"row {index} of split {self.split!r}")
+        with seeded(self.seed, self.epoch, index, 0):
+            pixels = self.transform(image)
+        return {"image": pixels, "index": index, "path": stored.get("path") or "", "label": row[self.label_column]}
 
     def _mixed(self, numbers: list[int], seed: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield rows and their indices, each drawn from a buffer."""

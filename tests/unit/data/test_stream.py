@@ -158,6 +158,26 @@ def test_an_unreadable_image_is_named(folder: Path) -> None:
         list(data.train_dataloader())
 
 
+def test_allowed_unreadable_images_are_replaced_and_named(folder: Path) -> None:
+    data = make_data(folder, At(), max_unreadable=10)
+    stream = data._stream
+    assert isinstance(stream, TrainingStream)
+    rows, spoilt = stream._rows, range(2, 12)  # more than the four that are left out of an epoch
+    stream._rows = lambda numbers: (
+        (index, {"image": {"bytes": b"no image"}, "label": 0} if index in spoilt else row)
+        for index, row in rows(numbers)
+    )
+    batches = list(data.train_dataloader())
+    assert len(batches) == 12
+    assert set(indices(batches)) == set(range(52)) - set(spoilt)
+    lines = {line for batch in batches for text in batch["unreadable"] for line in text.splitlines()}
+    assert {line.split(" of ")[0] for line in lines} == {f"cannot read row {index}" for index in spoilt}
+    stream.max_unreadable = 1
+    stream._mixed = lambda numbers, seed: stream._rows(numbers)  # in their order there are ten in a row
+    with pytest.raises(UnreadableImageError, match="of split 'train'"):
+        list(data.train_dataloader())
+
+
 def test_a_stream_from_the_hub_fetches_only_what_is_validated_on(folder: Path, hub: HubServer) -> None:
     hub.add_repo("datasets/lab/pets")
     hub.commit("datasets/lab/pets", {f"data/{path.name}": path.read_bytes() for path in folder.glob("*.parquet")})
