@@ -133,6 +133,18 @@ def test_a_resume_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) 
     assert "FAIL run folder the run cannot be resumed with other values: model.init_args.label_smoothing was" in table
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any) -> speed.StepSpeed:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(speed, "time_steps", run_out)
+    status, table = doctor()
+    assert status == 1
+    assert (
+        "FAIL training step a batch of 4 images does not fit into the GPU's memory → set --data.batch_size 2" in table
+    )
+
+
 def test_what_a_fit_warns_of_is_a_row(doctor: Doctor) -> None:
     _, table = doctor("--model.base_batch_size=5000")
     assert "warn plan the learning rate 1.6e-06 is below min_lr 1e-05" in table
