@@ -1,5 +1,6 @@
 """The doctor finds each fault that is planted, and none where there is none."""
 
+import logging
 import shutil
 import sys
 import time
@@ -146,7 +147,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_found(doctor: Doctor, monkeypa
 
 
 def test_what_a_fit_warns_of_is_a_row(doctor: Doctor) -> None:
+    logger = logging.getLogger("scalablevit_pl")
+    before = (logger.level, list(logger.handlers))
     _, table = doctor("--model.base_batch_size=5000")
+    assert (logger.level, logger.handlers) == before
     assert "warn plan the learning rate 1.6e-06 is below min_lr 1e-05" in table
     assert table.count("below min_lr") == 1  # and not of the batch that is measured
 
@@ -163,6 +167,12 @@ def test_images_of_other_kinds_are_counted_beside_unreadable_ones(doctor: Doctor
     assert status == 1
     assert "FAIL train images 1 of 24 that were looked at cannot be read: row " in table
     assert "the others were decoded, 2 EXIF-rotated, 1 CMYK among them" in table
+
+
+def test_a_sample_is_spread_over_all_images() -> None:
+    assert list(data.spread(10, 4)) == [0, 3, 6, 9]
+    assert list(data.spread(3, 4)) == [0, 1, 2]
+    assert list(data.spread(5, 1)) == [0]
 
 
 def test_a_class_without_images_is_found() -> None:
