@@ -1,9 +1,14 @@
+import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import yaml
 
@@ -40,6 +45,14 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The package's messages, also after a command has been run in this process."""
+    monkeypatch.setattr(logging.getLogger("scalablevit_pl"), "propagate", True)
+    caplog.set_level(logging.INFO, "scalablevit_pl")
+    return caplog
 
 
 def start(*names: str) -> None:
@@ -117,6 +130,19 @@ def test_a_resume_writes_its_configuration() -> None:
     assert yaml.safe_load(Path("runs/first/config.yaml").read_text()) == changed("trainer.max_epochs", 9)
 
 
+def test_a_configuration_that_cannot_be_written_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(path: Path, text: str, **options: Any) -> None:
+        path.write_bytes(text[:9].encode())
+        raise OSError(28, "No space left on device")
+
+    start("first")
+    monkeypatch.setattr(Path, "write_text", fill)
+    with pytest.raises(OSError, match="No space left"):
+        claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=True)
+    assert yaml.safe_load(Path("runs/first/config.yaml").read_bytes()) == CONFIG
+    assert [path.name for path in Path("runs/first").iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -125,9 +151,12 @@ def test_a_resume_writes_its_configuration() -> None:
         ("data.init_args.batch_size", 64),
         ("data.init_args.worker_timeout", 60.0),
         ("data.init_args.max_unreadable", 3),
+        ("model.init_args.compile", True),
+        ("model.init_args.channels_last", True),
+        ("model.init_args.grad_checkpointing", True),
     ],
 )
-def test_a_resume_may_change_length_and_loaders(path: str, value: float) -> None:
+def test_a_resume_may_change_its_length_and_how_it_computes(path: str, value: float) -> None:
     check_resumable(CONFIG, changed(path, value))
 
 
@@ -166,9 +195,11 @@ def test_differences_are_listed_with_their_place() -> None:
     ]
 
 
-@pytest.mark.parametrize(("path", "value"), [("seed_everything", 1), ("trainer.gradient_clip_val", 1.0)])
-def test_a_resume_with_another_seed_or_clipping_is_refused(path: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{path} was .* and is {value}"):
+@pytest.mark.parametrize(
+    ("path", "value"), [("seed_everything", 1), ("trainer.gradient_clip_val", 1.0), ("weights", "runs/other")]
+)
+def test_a_resume_with_another_seed_clipping_or_beginning_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{path} was .* and is {value!r}"):
         check_resumable(CONFIG, changed(path, value))
 
 
@@ -187,6 +218,38 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_waits_for_one_that_ends_soon(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with locked_folder(tmp_path):
+            begun.set()
+            time.sleep(0.3)
+            ended.set()
+
+    with locked_folder(tmp_path):
+        assert "waiting" not in messages.text
+    with ThreadPoolExecutor(1) as other:
+        other.submit(train)
+        assert begun.wait(5.0)
+        with locked_folder(tmp_path, patience=5.0):
+            assert ended.is_set()
+    assert "waiting for another process that trains in" in messages.text
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no locks here")])
+def test_a_folder_that_cannot_be_locked_is_trained_in_with_a_warning(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with locked_folder(tmp_path):
+        pass
+    assert f"cannot be locked ({error}): see that no other run writes into it" in messages.text
+
+
 def test_what_a_run_goes_on_with_is_what_was_written_last(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -199,6 +262,8 @@ def test_what_a_run_goes_on_with_is_what_was_written_last(tmp_path: Path) -> Non
     (folder / "last.ckpt").unlink()
     (folder / "last.ckpt").touch()
     assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["last", "step=30", "step=4", "step=20"]
+    os.utime(folder / "last.ckpt", (98, 98))  # a copy, of which the newest was not made any more
+    assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "last", "step=20"]
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", ".."])

@@ -148,29 +148,36 @@ def fit_and_save(folder: Path, decay: float | None = 0.9) -> tuple[Path, Classif
 @pytest.mark.parametrize(("average", "part"), [("ema", "test_ema"), ("none", "test"), (None, "test_ema")])
 def test_an_evaluation_takes_both_sets_from_the_checkpoint(average: str | None, part: str, tmp_path: Path) -> None:
     path, task, trained = fit_and_save(tmp_path)
-    samples, ema, fresh = make_batches(11, seed=2), WeightAverage(), make_task()
-    ema.choose(average)
-    trainer = make_trainer(tmp_path, ema)
-    (metrics,) = trainer.test(fresh, DataLoader(samples, batch_size=4), ckpt_path=path, weights_only=True)
-    for name, network in (("test", task.network), ("test_ema", trained.network)):
+    samples = make_batches(11, seed=2)
+
+    def answer(method: str, batch_size: int) -> Any:
+        ema = WeightAverage()
+        ema.choose(average)
+        loader, source = DataLoader(samples, batch_size), {"ckpt_path": path, "weights_only": True}
+        return getattr(make_trainer(tmp_path, ema), method)(make_task(), loader, **source)
+
+    metrics = {**answer("validate", 4)[0], **answer("test", 4)[0]}
+    for name, network in (("", task.network), ("_ema", trained.network)):
         expected = evaluate_by_loop(copy.deepcopy(network), samples)
-        assert {key: metrics[f"{name}/{key}"] for key in expected} == pytest.approx(expected, rel=1e-5)
-    predicted = trainer.predict(fresh, DataLoader(samples, batch_size=11), ckpt_path=path, weights_only=True)
+        for stage in ("val", "test"):
+            found = {key: metrics[f"{stage}{name}/{key}"] for key in expected}
+            assert found == pytest.approx(expected, rel=1e-5)
+    predicted = answer("predict", 11)
     answering = trained.network if part == "test_ema" else task.network
     images = torch.stack([sample["image"] for sample in samples])
     assert torch.allclose(predicted[0], answering.eval()(images).softmax(1))
 
 
-@pytest.mark.parametrize("stop", [3, 6, 8])
-def test_a_resumed_run_ends_with_equal_weights_and_average(stop: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "accumulated"), [(3, 1), (6, 1), (8, 1), (2, 2)])
+def test_a_resumed_run_ends_with_equal_weights_and_average(stop: int, accumulated: int, tmp_path: Path) -> None:
     # All batches are the same, so that it does not matter here which of them a run goes on with.
     loader = DataLoader(make_batches(4) * 6, batch_size=4)
 
-    def make(*callbacks: pl.Callback, **options: Any) -> tuple[ClassificationTask, WeightAverage]:
+    def make(**options: Any) -> tuple[ClassificationTask, WeightAverage]:
         task, ema = make_task(), WeightAverage(0.95)
         saving = ModelCheckpoint(tmp_path, "at-{step}", every_n_train_steps=stop, save_top_k=-1)
         ckpt_path = options.pop("ckpt_path", None)
-        trainer = make_trainer(tmp_path, ema, saving, *callbacks, **options)
+        trainer = make_trainer(tmp_path, ema, saving, accumulate_grad_batches=accumulated, **options)
         trainer.fit(task, loader, loader, ckpt_path=ckpt_path, weights_only=True)
         return task, ema
 

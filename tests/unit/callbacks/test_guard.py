@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError, UnreadableList
+from scalablevit_pl.callbacks import guard
+from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError, SharedEnd, UnreadableList
+from scalablevit_pl.callbacks.preemption import PreemptedError
 
 TWO_PROCESSES = """
 import os
@@ -51,6 +54,7 @@ class Line(pl.LightningModule):
     def __init__(self, spoil_gradient_in: int | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([0.5]))
+        self.fixed = nn.Parameter(torch.tensor([1.0]), requires_grad=False)
         self.spoil_gradient_in = spoil_gradient_in
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -92,7 +96,7 @@ def after(steps: int) -> float:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("accumulated", "steps"), [(1, 3), (2, 1), (4, 0)])
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 3), (2, 1), (3, 1), (4, 0)])
 def test_a_loss_that_is_no_number_stops_before_the_step(
     value: float, accumulated: int, steps: int, tmp_path: Path
 ) -> None:
@@ -115,6 +119,15 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     known = f"the last good checkpoint is {last}" if steps else "there is no checkpoint yet"
     for text in (f"in step {steps} of epoch 0", "rate of 0.1:", known, str(tmp_path / "nonfinite.json")):
         assert text in str(error.value)
+
+
+def test_the_newest_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for written, name in ((1, "step=9"), (3, "step=10"), (2, "best")):
+        (tmp_path / f"checkpoints/{name}.ckpt").touch()
+        os.utime(tmp_path / f"checkpoints/{name}.ckpt", (written, written))
+    with pytest.raises(NonFiniteError, match=r"the last good checkpoint is .*step=10\.ckpt, and the batch is in"):
+        fit(tmp_path, Line(), {0: float("nan")})
 
 
 def test_a_training_with_finite_losses_is_left_alone(tmp_path: Path) -> None:
@@ -154,6 +167,31 @@ def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) ->
     assert (record["index"], record["step"], record["rank"]) == ([5, 7], 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("error", "seconds", "grace", "status"),
+    [
+        (ValueError(), "60", 0.1, -signal.SIGKILL),
+        (ValueError(), "0.2", 30.0, 0),
+        (KeyboardInterrupt(), "0.2", 0.0, 0),
+        (PreemptedError(signal.SIGTERM, 3), "0.2", 0.0, 0),
+    ],
+)
+def test_an_error_of_the_first_process_ends_those_that_do_not_end_by_themselves(
+    error: BaseException, seconds: str, grace: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "GRACE", grace)
+    with subprocess.Popen(["sleep", seconds]) as other:
+        launcher = SimpleNamespace(procs=[other])
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+        begin = time.monotonic()
+        SharedEnd().on_exception(trainer, Line(), error)
+        try:
+            assert time.monotonic() - begin < 10.0
+            assert other.wait(10.0) == status
+        finally:
+            other.kill()
+
+
 def test_unreadable_images_are_listed_once_by_all_processes(tmp_path: Path) -> None:
     lists = [UnreadableList(tmp_path) for _ in range(2)]
     trainers: list[Any] = [
@@ -169,3 +207,23 @@ def test_unreadable_images_are_listed_once_by_all_processes(tmp_path: Path) -> N
     lists[0].on_exception(trainers[0], Line(), ValueError())
     assert path.read_text() == "b\nc\na\nd\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["unreadable.txt"]
+
+
+def test_a_list_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(path: Path, text: str, **options: Any) -> None:
+        path.write_bytes(text[:2].encode())
+        raise OSError(28, "No space left on device")
+
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(unreadable=["c"]), global_rank=0)
+    (tmp_path / "unreadable.txt").write_text("a\nb\n")
+    monkeypatch.setattr(Path, "write_text", fill)
+    with pytest.raises(OSError, match="No space left"):
+        UnreadableList(tmp_path).on_test_end(trainer, Line())
+    assert (tmp_path / "unreadable.txt").read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_test_end", "on_train_end"])
+def test_unreadable_images_of_an_evaluation_are_listed_at_its_end(hook: str, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(unreadable=["a"]), global_rank=0)
+    getattr(UnreadableList(tmp_path), hook)(trainer, Line())
+    assert (tmp_path / "unreadable.txt").read_text() == "a\n"

@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from scalablevit_pl.callbacks.preemption import StopSignal, requeue_job
+from scalablevit_pl.callbacks.preemption import PreemptedError, StopSignal, requeue_job
+from scalablevit_pl.cli import end_preempted
 
 
 @pytest.fixture
@@ -25,7 +27,21 @@ def test_a_signal_is_remembered(signum: int, stop: StopSignal) -> None:
     assert stop.received == signum
 
 
-def test_handlers_are_taken_again_and_given_back() -> None:
+@pytest.mark.parametrize("signums", [(signal.SIGUSR1, signal.SIGTERM), (signal.SIGTERM, signal.SIGUSR1)])
+def test_a_requeue_is_not_forgotten_where_the_time_is_up(signums: tuple[int, ...], stop: StopSignal) -> None:
+    for signum in signums:
+        os.kill(os.getpid(), signum)
+    assert stop.received == signal.SIGUSR1
+
+
+def test_signals_are_left_alone_beside_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(StopSignal().install).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_handlers_are_taken_again_and_given_back_once() -> None:
     def own(signum: int, frame: object) -> None: ...
 
     def lightnings(signum: int, frame: object) -> None: ...
@@ -40,6 +56,8 @@ def test_handlers_are_taken_again_and_given_back() -> None:
     stop.restore()
     assert signal.getsignal(signal.SIGTERM) is own
     signal.signal(signal.SIGTERM, before)
+    stop.restore()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def fake_scontrol(folder: Path, status: int) -> None:
@@ -76,6 +94,40 @@ def test_a_refused_requeue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     with pytest.raises(ValueError, match=r"job 17 could not be requeued \(denied\): submit the same script again"):
         requeue_job()
+
+
+@pytest.mark.parametrize(
+    ("signum", "rank", "job", "status", "calls", "said"),
+    [
+        (signal.SIGUSR1, "0", "17", 0, "requeue 17\n", ""),
+        (signal.SIGUSR1, "1", "17", 0, "", ""),
+        (signal.SIGTERM, "0", "17", 143, "", "stopped by SIGTERM after step 3: go on with --resume auto"),
+        (signal.SIGTERM, "1", "17", 143, "", ""),
+        (signal.SIGUSR1, "0", None, 138, "", "stopped by SIGUSR1 after step 3: go on with --resume auto"),
+    ],
+)
+def test_the_first_process_alone_asks_for_a_requeue_and_only_where_it_was_asked_for(
+    signum: int,
+    rank: str,
+    job: str | None,
+    status: int,
+    calls: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_scontrol(tmp_path, 0)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    assert end_preempted(PreemptedError(signum, 3)) == status
+    called = tmp_path / "calls"
+    assert (called.read_text() if called.exists() else "") == calls
+    assert capsys.readouterr().err == (f"scalablevit: error: {said}\n" if said else "")
 
 
 def test_a_loader_outlives_the_first_sigterm() -> None:

@@ -1,11 +1,12 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from torch import Tensor, nn
 
 from scalablevit_pl.callbacks.progress import TrainingBar, duration
@@ -78,7 +79,8 @@ class Log(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.setdefault(step or 0, {}).update(metrics)
+        assert step not in self.rows
+        self.rows[step or 0] = metrics
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -121,6 +123,50 @@ def test_only_training_is_counted(accumulated: int, profiler: str | None, tmp_pa
     if profiler:
         assert isinstance(trainer.profiler.inner, SimpleProfiler)
         assert "run_training_batch" in trainer.profiler.summary()
+
+
+def begin(clock: Clock, throughput: Throughput, **settings: Any) -> tuple[Any, Callable[[float], None]]:
+    """Start a training that knows nothing but a trainer's settings; return the trainer, and how to train a batch."""
+    values = {"world_size": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 10, "loggers": [], "global_step": 0}
+    values |= {"estimated_stepping_batches": 10, "profiler": PassThroughProfiler()} | settings
+    trainer: Any = SimpleNamespace(**values)
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    throughput.on_train_start(trainer, module)
+
+    def train(seconds: float) -> None:
+        clock.now += FETCH
+        throughput.on_fetch(clock.now - FETCH, clock.now)
+        clock.now += seconds
+        trainer.global_step += 1
+        throughput.on_train_batch_end(trainer, module, None, {"image": torch.ones(2, 1)}, 0)
+
+    return trainer, train
+
+
+@pytest.mark.parametrize("pause", ["on_validation_start", "on_train_epoch_end"])
+def test_a_resumed_training_of_three_processes_counts_its_own_steps_and_all_images(pause: str) -> None:
+    clock = Clock()
+    throughput = Throughput(clock)
+    trainer, train = begin(clock, throughput, world_size=3, global_step=100, estimated_stepping_batches=110)
+    for batch in range(4):
+        train(TRAIN)
+        if batch == 1:
+            getattr(throughput, pause)(trainer, None)
+            clock.now += VALIDATE
+    assert throughput.speed["speed/images_per_second"] == pytest.approx(3 * 2 / (FETCH + TRAIN))
+    # The pause came after two steps, and six are left.
+    assert throughput.speed["speed/eta_hours"] * 3600.0 == pytest.approx(6 * (FETCH + TRAIN + VALIDATE / 2))
+
+
+@pytest.mark.parametrize(("every", "seconds"), [(1, 7.0), (2, 7.0 + 5.0), (10, 7.0 + 5.0 + 2.0)])
+def test_the_speed_is_that_since_the_log_before(every: int, seconds: float) -> None:
+    clock = Clock()
+    throughput = Throughput(clock)
+    _, train = begin(clock, throughput, log_every_n_steps=every)
+    for each in (1.0, 2.0, 5.0, 7.0):
+        train(each)
+    steps = min(every, 3)  # the first one begins the window
+    assert throughput.speed["speed/steps_per_second"] == pytest.approx(steps / (steps * FETCH + seconds))
 
 
 def test_the_bar_says_what_fits_a_terminal_of_80_columns() -> None:

@@ -376,7 +376,7 @@ def test_an_epoch_is_a_shuffle_of_its_own_and_follows_seed_and_epoch_alone() -> 
 
 
 def test_an_epoch_begins_in_its_middle_where_a_run_was_interrupted() -> None:
-    sampler, resumed = TrainingSampler(41, 5, 2, 1, seed=4), TrainingSampler(41, 5, 2, 1, seed=4, epoch=3, batch=2)
+    sampler, resumed = TrainingSampler(43, 5, 2, 1, seed=4), TrainingSampler(43, 5, 2, 1, seed=4, epoch=3, batch=2)
     sampler.set_epoch(3)
     assert len(resumed) == len(sampler) == 20
     assert list(resumed) == list(sampler)[10:]
@@ -470,6 +470,10 @@ def test_the_loader_begins_where_a_checkpoint_says(make_parquet: MakeFiles) -> N
     expected = indices(loader)
     data.load_state_dict({"epoch": 2, "batch": 3})
     assert indices(data.train_dataloader()) == expected[3 * 4 :]
+    data.trainer = make_trainer(epoch=2)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)
+    assert indices(loader) == expected  # a later fit begins anew
 
 
 def test_rows_name_no_files_outside_their_folder(tmp_path: Path) -> None:

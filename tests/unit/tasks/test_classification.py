@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scalablevit_pl.optim import WarmupCosineSchedule
 from scalablevit_pl.tasks import ClassificationTask
+from scalablevit_pl.tasks.metric import SampleAverages
 
 Samples = list[dict[str, Any]]
 MakeTrainer = Callable[..., pl.Trainer]
@@ -208,6 +209,14 @@ def test_a_network_in_half_precision_is_counted_in_full(make_trainer: MakeTraine
     assert metrics["val/samples"] == 600
     assert 0.0 < metrics["val/top1"] < 1.0
     assert metrics["val/top1"] * 600 == pytest.approx(round(metrics["val/top1"] * 600), abs=1e-3)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPUs have no doubles")
+def test_the_number_of_samples_grows_past_what_single_precision_counts() -> None:
+    metric = SampleAverages(top=1)
+    metric.samples = metric.samples + 2**24
+    metric.update(torch.tensor([[2.0, 1.0]]), torch.tensor([0]), torch.tensor([True]))
+    assert metric.compute()["samples"].item() == 2**24 + 1
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
