@@ -135,11 +135,7 @@ class RunCheckpoints(Checkpoint):
             raise PreemptedError(BY_WEIGHT[stop], trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self.signal.restore()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back; where the fit ends otherwise they stay ours, and cannot cut a requeueing short."""
         self.signal.restore()
 
     def _stop(self) -> int:
