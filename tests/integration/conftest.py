@@ -1,7 +1,10 @@
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +30,40 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def scalablevit(environment: dict[str, str]) -> Run:
-    """Run the command as a user does, in a folder of its own."""
+def scalablevit(environment: dict[str, str]) -> Iterator[Run]:
+    """Run the command as a user does, in a process and a folder of its own.
 
-    def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scalablevit_pl", *words]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    The processes are forked from one that has imported what every command imports, which takes far longer than most
+    tests. Those that are started, killed or left alone in another way start Python anew.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["scalablevit_pl.experiment", "scalablevit_pl.tasks", "scalablevit_pl.data"])
 
-    return run
+        def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+            with tempfile.TemporaryDirectory() as folder:
+                streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
+                process = context.Process(target=run_command, args=(words, cwd, *streams))
+                process.start()
+                process.join(300)
+                if process.exitcode is None:
+                    process.kill()
+                    raise subprocess.TimeoutExpired(words, 300)
+                stdout, stderr = (stream.read_text(encoding="utf-8") for stream in streams)
+                return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
+
+        yield run
+
+
+def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path) -> None:
+    """Be `python -m scalablevit_pl`."""
+    for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.chdir(cwd)
+    sys.argv = ["scalablevit_pl", *words]
+    runpy.run_module("scalablevit_pl", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="session")

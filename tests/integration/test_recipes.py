@@ -175,6 +175,7 @@ def test_the_debugging_configurations_go_behind_a_recipe(scalablevit: Run, tmp_p
     column = rows[0].split(",").index("train/top1")
     top1 = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
     assert top1[-1] == 1.0
+    assert not (tmp_path / "runs/x/checkpoints").exists()
     done = scalablevit(*recipe[:-2], "--run=y", "--config", "debug/fast_dev_run.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs/y/checkpoints").exists()

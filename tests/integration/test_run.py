@@ -16,6 +16,7 @@ from PIL import Image
 
 from scalablevit_pl.checkpoint import load_trained_classifier
 
+EVALUATION = ["--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 ALL_OF_VAL = "--trainer.limit_val_batches=1.0"
 PNG = b"\x89PNG"
 
@@ -71,7 +72,7 @@ def test_config_of_a_run_starts_an_equal_run(trained: Path, scalablevit: Run) ->
 
 
 def test_test_writes_numbers_table_and_pictures(trained: Path, scalablevit: Run) -> None:
-    done = scalablevit("test", "--run", "first", "--trainer.enable_progress_bar=false", cwd=trained)
+    done = scalablevit("test", "--run", "first", *EVALUATION, cwd=trained)
     assert done.returncode == 0, done.stderr
     run = trained / "runs" / "first"
     result = json.loads((run / "test.json").read_text())
@@ -91,13 +92,12 @@ def test_test_writes_numbers_table_and_pictures(trained: Path, scalablevit: Run)
 
 def test_validate_and_predict_write_into_the_run(trained: Path, scalablevit: Run) -> None:
     shutil.copytree(trained / "runs/first", trained / "runs/copy")
-    quiet = "--trainer.enable_progress_bar=false"
-    done = scalablevit("validate", "--run", "copy", "--ckpt_path", "last", quiet, ALL_OF_VAL, cwd=trained)
+    done = scalablevit("validate", "--run", "copy", "--ckpt_path", "last", *EVALUATION, ALL_OF_VAL, cwd=trained)
     assert done.returncode == 0, done.stderr
     result = json.loads((trained / "runs/copy/val.json").read_text())
     assert result["val/samples"] == 1000
     assert result["checkpoint"].endswith("last.ckpt")
-    done = scalablevit("predict", "--run", "runs/copy", quiet, cwd=trained)
+    done = scalablevit("predict", "--run", "runs/copy", *EVALUATION, cwd=trained)
     assert done.returncode == 0, done.stderr
     assert len(read_csv(trained / "runs/copy/predictions.csv")) == 2000
 
@@ -158,7 +158,7 @@ def test_two_processes_train_and_test(trained: Path, scalablevit: Run) -> None:
     assert json.loads((trained / "runs/two/resolved.json").read_text())["global_batch"] == 32
     results = []
     for options in (devices, ["--trainer.devices=1", "--trainer.strategy=auto"]):
-        done = scalablevit("test", "--run", "two", "--trainer.enable_progress_bar=false", *options, cwd=trained)
+        done = scalablevit("test", "--run", "two", *EVALUATION, *options, cwd=trained)
         assert done.returncode == 0, done.stderr
         assert len(read_csv(trained / "runs/two/predictions.csv")) == 2000
         results.append(json.loads((trained / "runs/two/test.json").read_text()))
@@ -185,7 +185,7 @@ def test_a_checkpoint_says_nothing_about_what_is_built(trained: Path, scalablevi
         "label_smoothing": 0.9,
     }
     torch.save(checkpoint, trained / "strange.ckpt")
-    done = scalablevit("test", "--run", "first", "--ckpt_path", "strange.ckpt", cwd=trained)
+    done = scalablevit("test", "--run", "first", "--ckpt_path", "strange.ckpt", *EVALUATION, cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "Zen of Python" not in done.stdout
 

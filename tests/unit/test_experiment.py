@@ -1,6 +1,5 @@
 """What a fit does before anything is built: it takes its folder, and finds what it goes on with."""
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,10 +95,7 @@ def test_only_the_first_process_writes_the_configuration(begin: Begin, monkeypat
     assert not (folder / "config.yaml").exists()
 
 
-def test_the_newest_whole_checkpoint_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("scalablevit_pl"), "propagate", True)
+def test_the_newest_whole_checkpoint_is_gone_on_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     experiment = ExperimentCLI.__new__(ExperimentCLI)
     experiment.folder = tmp_path
     assert experiment._newest_checkpoint("fit") == (None, None)

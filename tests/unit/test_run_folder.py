@@ -48,9 +48,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def messages(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The package's messages, also after a command has been run in this process."""
-    monkeypatch.setattr(logging.getLogger("scalablevit_pl"), "propagate", True)
     caplog.set_level(logging.INFO, "scalablevit_pl")
     return caplog
 

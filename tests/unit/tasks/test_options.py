@@ -239,9 +239,8 @@ def test_timm_s_networks_are_frozen_and_learn_by_layer(
     ("base", "said"), [(None, []), (2, []), (8, [(2, 8, 0.01, 0.0025)]), (1, [(2, 1, 0.01, 0.02)])]
 )
 def test_a_scaled_learning_rate_is_said(
-    base: int | None, said: list[Any], fit: Fit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    base: int | None, said: list[Any], fit: Fit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("scalablevit_pl"), "propagate", True)
     task = ClassificationTask(small(), partial(AdamW, lr=0.01), SCHEDULE, base)
     with caplog.at_level(logging.INFO, "scalablevit_pl"):
         fit(task)
