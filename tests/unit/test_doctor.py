@@ -68,7 +68,7 @@ def test_a_sound_fit_has_no_finding_and_leaves_nothing_behind(doctor: Doctor, tm
         "ok train labels from 889 to 915 images of each of the 10 classes",
         "ok test data 2,000 images of split 'test'",
         "ok train images 8 of them decoded, 8 greyscale among them",
-        "ok plan batch of 4 (4 × 1 accumulated × 1 process(es)), learning rate 0.002, 22,500 steps",
+        "ok plan batch of 4 (4 × 1 accumulated × 1 process(es)), learning rate 0.002, 27,000 steps",
         "ok training step",
         "times what the training step takes",
     ):
