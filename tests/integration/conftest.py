@@ -1,14 +1,13 @@
 import multiprocessing
 import os
-import runpy
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_command import run_command
 from PIL import Image
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,15 +54,6 @@ def scalablevit(environment: dict[str, str]) -> Iterator[Run]:
                 return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
 
         yield run
-
-
-def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path) -> None:
-    """Be `python -m scalablevit_pl`."""
-    for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
-    os.chdir(cwd)
-    sys.argv = ["scalablevit_pl", *words]
-    runpy.run_module("scalablevit_pl", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="session")
