@@ -105,6 +105,8 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is none of the columns"),
         (["--trainer.precision=bf16-mixed"], "warn precision bf16-mixed on cpu may be slower than float32"),
         (["--run", "a/file/run"], "file is a file"),
+        (["--trainer.accumulate_grad_batches=7"], "ok plan batch of 28 (4 × 7 accumulated × 1 process(es)), learning"),
+        (["--trainer.accumulate_grad_batches=7"], "rate 0.002, 3,864 steps, 322 of them warm-up"),
         (["--ema.decay=0.9"], "ok run disk 377 MB for the run"),
         (["--model.base_batch_size=512"], "the recipe's rate is for a batch of 512, and scaled by 0.007812"),
         (["--model.label_smoothing=2"], "FAIL configuration label_smoothing must be at least 0 and below 1, got 2.0"),
@@ -187,6 +189,26 @@ def test_an_option_that_is_none_is_answered_as_by_fit(doctor: Doctor, capsys: py
     assert "unknown option --data.batchsize: did you mean --data.batch_size?" in capsys.readouterr().err
     assert main(["doctor", "--config=recipes/quickstart.yaml", "--images=0"]) == 2
     assert "--images must be at least 1" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", refuse)
+    finding = disk.check_run_folder(tmp_path / "runs/first", resuming=False)
+    assert (finding.status, finding.text) == ("FAIL", f"{tmp_path} cannot be written (Permission denied)")
+
+
+def test_precision_without_support_on_a_cpu_is_found() -> None:
+    finding = machine.check_precision("16-mixed", torch.device("cpu"))
+    assert (finding.status, finding.remedy) == ("warn", "set --trainer.precision bf16-mixed or 32-true")
+    assert machine.check_precision("32-true", torch.device("cpu")).status == "ok"
+
+
+def test_only_files_that_are_not_in_the_cache_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, name, **__: "here" if name == "a" else None)
+    assert hub.missing_bytes("lab/pets", "1" * 40, {"a": 5, "b": 7}) == 7
 
 
 def test_a_lack_of_space_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
