@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from scalablevit_pl.hub import is_repository
 from scalablevit_pl.models import ImageClassifier
-from scalablevit_pl.profiling import measure_cost
+from scalablevit_pl.profiling.cost import measure_cost
 
 PAPER = "2203.10790"
 METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Loss")}

@@ -32,7 +32,7 @@ from scalablevit_pl.model_folder import (
 )
 from scalablevit_pl.models import ImageClassifier, build_classifier
 from scalablevit_pl.preprocessing import read_preprocessing
-from scalablevit_pl.profiling import measure_cost
+from scalablevit_pl.profiling.cost import measure_cost
 from scalablevit_pl.run_folder import CONFIG as RUN_CONFIG
 from scalablevit_pl.storage import folder_written_aside
 

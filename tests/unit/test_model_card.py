@@ -15,7 +15,7 @@ from scalablevit_pl.model_card import Evaluation, Provenance, write_card
 from scalablevit_pl.model_folder import annotate
 from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
-from scalablevit_pl.profiling import measure_cost
+from scalablevit_pl.profiling.cost import measure_cost
 
 PREPROCESSING = Preprocessing(48, 0.8, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 VALIDATION = Evaluation(

@@ -10,7 +10,7 @@ from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.profiling import measure_cost
+from scalablevit_pl.profiling.cost import measure_cost
 
 
 def config(name: str, **options: Any) -> dict[str, Any]:

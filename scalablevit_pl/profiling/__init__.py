@@ -1,0 +1,1 @@
+"""What networks and loaders cost: counted and measured."""
