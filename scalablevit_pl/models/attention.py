@@ -1,5 +1,6 @@
 """The two attentions of ScalableViT, on token maps of shape `(B, H, W, C)`."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 WindowPad = Literal["mask", "zero"]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
     """Compute softmax(scale · query keyᵀ) value, for heads whose query and value widths may differ.
 
     Args:
@@ -18,6 +21,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: flo
         value: `(B, heads, M, E)`.
         scale: Factor on the products of query and key.
         dropout: Probability with which an attention weight is dropped.
+        mask: Which keys are there, `(B, 1, 1, M)` of bool; all by default.
 
     Returns:
         `(B, heads, N, E)`.
@@ -29,15 +33,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: flo
         value = F.pad(value, (0, surplus))
     elif surplus < 0:
         query, key = F.pad(query, (0, -surplus)), F.pad(key, (0, -surplus))
-    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
+    attended = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scale)
     return attended[..., :width]
 
 
 def pad_to_multiple(tokens: Tensor, multiple: int) -> Tensor:
     """Append zero rows and columns to `(B, H, W, C)` until `multiple` divides H and W."""
     height, width = tokens.shape[1:3]
-    bottom, right = -height % multiple, -width % multiple
-    return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
+    if divides(multiple, height) and divides(multiple, width):
+        return tokens
+    # Spelled as whole tiles, which a compiler can divide by `multiple` again, even where it does not know the size.
+    tall, wide = ((side + multiple - 1) // multiple * multiple for side in (height, width))
+    return F.pad(tokens, (0, 0, 0, wide - width, 0, tall - height))
+
+
+def divides(multiple: int, length: int) -> bool:
+    """Tell whether a number divides a length; of a length that a compiler leaves open, whether it always does.
+
+    A plain comparison would bind the compiled graph to lengths of one kind.
+    """
+    if not torch.compiler.is_compiling():
+        return length % multiple == 0
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # a second to import
+
+    return bool(statically_known_true(length % multiple == 0))
 
 
 class ScalableSelfAttention(nn.Module):
@@ -177,39 +196,78 @@ class InteractiveWindowSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend inside windows and mix the values across them: `(B, H, W, C)` to `(B, H, W, C)`."""
-        height, width = tokens.shape[1:3]
-        padded = pad_to_multiple(tokens, self.window_size) if self.window_pad == "zero" else tokens
-        qkv = self.qkv(padded)
-        value = qkv[:, :height, :width].chunk(3, dim=-1)[2]
+        if self.window_pad == "zero":
+            attended, value = self._attend_padded(tokens)
+        elif torch.compiler.is_compiling():
+            attended, value = self._attend_padded(tokens, masked=True)
+        else:
+            attended, value = self._attend_regions(tokens)
         interaction = self.lim(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        attended = self._attend_regions(qkv)[:, :height, :width]
         output: Tensor = self.drop(self.proj(attended + interaction))
         return output
 
-    def _attend_regions(self, qkv: Tensor) -> Tensor:
-        """Attend inside the windows of a map of any size: `(B, H, W, 3C)` to `(B, H, W, C)`.
+    def _attend_padded(self, tokens: Tensor, masked: bool = False) -> tuple[Tensor, Tensor]:
+        """Attend inside the windows of a map that is filled up with zero tokens, which do not answer where masked.
+
+        Masked, this is what `_attend_regions` does: slower, but one graph for maps of many sizes.
+        """
+        padded = pad_to_multiple(tokens, self.window_size)
+        if padded is tokens:
+            return self._attend_windows(tokens)
+        (height, width), (tall, wide), side = tokens.shape[1:3], padded.shape[1:3], self.window_size
+        mask = None
+        if masked:
+            rows, columns = (torch.arange(length, device=tokens.device) for length in (tall, wide))
+            there = (rows[:, None] < height) & (columns < width)
+            mask = there.view(tall // side, side, wide // side, side).transpose(1, 2).reshape(-1, 1, 1, side * side)
+            mask = mask.repeat(tokens.shape[0], 1, 1, 1)
+        attended, value = self._attend_windows(padded, mask)
+        # Always a copy: whether it is needed would bind a compiled graph to the size.
+        return (
+            attended[:, :height, :width].clone(memory_format=torch.contiguous_format),
+            value[:, :height, :width].clone(memory_format=torch.contiguous_format),
+        )
+
+    def _attend_regions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend inside the windows of a map of any size: `(B, H, W, C)` to attention and values, each `(B, H, W, C)`.
 
         Full windows, the right strip, the bottom strip and the corner are attended to apart, each with windows of its
         own size: exact without a mask, and without a token that is not there.
         """
-        rows = window_spans(qkv.shape[1], self.window_size)
-        columns = window_spans(qkv.shape[2], self.window_size)
+        rows = window_spans(tokens.shape[1], self.window_size)
+        columns = window_spans(tokens.shape[2], self.window_size)
         bands = []
         for top, bottom, tall in rows:
-            band = [self._attend_windows(qkv[:, top:bottom, left:right], tall, wide) for left, right, wide in columns]
-            bands.append(join(band, 2))
-        return join(bands, 1)
+            band = [
+                self._attend_windows(tokens[:, top:bottom, left:right], None, tall, wide)
+                for left, right, wide in columns
+            ]
+            bands.append([join(parts, 2) for parts in zip(*band, strict=True)])
+        attended, value = (join(parts, 1) for parts in zip(*bands, strict=True))
+        return attended, value
 
-    def _attend_windows(self, qkv: Tensor, tall: int, wide: int) -> Tensor:
-        """Attend inside windows of tall × wide tokens that fill the map: `(B, H, W, 3C)` to `(B, H, W, C)`."""
-        batch, height, width, channels = qkv.shape
-        rows, columns, heads, dim = height // tall, width // wide, self.num_heads, channels // (3 * self.num_heads)
-        split = qkv.reshape(batch, rows, tall, columns, wide, 3, heads, dim).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    def _attend_windows(
+        self, tokens: Tensor, mask: Tensor | None = None, tall: int | None = None, wide: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend inside windows of tall × wide tokens that fill the map: `(B, H, W, C)` to attention and values.
+
+        The tokens are put in the order of the windows before query, key and value are made of them, which are three
+        times as many numbers; kernels take these as they lie.
+        """
+        batch, height, width, channels = tokens.shape
+        tall, wide = tall or self.window_size, wide or self.window_size
+        rows, columns = height // tall, width // wide
+        windows = tokens.reshape(batch, rows, tall, columns, wide, channels).transpose(2, 3)
         # The fused kernels take four dimensions, so all windows of all samples stand in the first.
-        query, key, value = split.reshape(3, batch * rows * columns, heads, tall * wide, dim)
-        attended = attend(query, key, value, self.scale, self.attn_drop_rate if self.training else 0.0)
-        merged = attended.reshape(batch, rows, columns, heads, tall, wide, dim).permute(0, 1, 4, 2, 5, 3, 6)
-        return merged.reshape(batch, height, width, heads * dim)
+        qkv = self.qkv(windows.reshape(batch * rows * columns, tall * wide, channels))
+        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = attend(query, key, value, self.scale, self.attn_drop_rate if self.training else 0.0, mask)
+
+        def to_map(part: Tensor) -> Tensor:
+            merged = part.transpose(1, 2).reshape(batch, rows, columns, tall, wide, channels)
+            return merged.transpose(2, 3).reshape(batch, height, width, channels)
+
+        return to_map(attended), to_map(value)
 
 
 def window_spans(length: int, window: int) -> list[tuple[int, int, int]]:
@@ -219,6 +277,6 @@ def window_spans(length: int, window: int) -> list[tuple[int, int, int]]:
     return [span for span in spans if span[1] > span[0]]
 
 
-def join(parts: list[Tensor], dim: int) -> Tensor:
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Concatenate along `dim`, without the copy where there is one part only."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

@@ -1,12 +1,13 @@
 """Both attentions against the same arithmetic written another way."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from scalablevit_pl.models.attention import (
     InteractiveWindowSelfAttention,
@@ -284,3 +285,63 @@ def test_padding_appends_zeros_to_the_next_multiple_and_leaves_fitting_maps_alon
 def test_bad_arguments_are_named(kind: type[nn.Module], arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         kind(**{"dim": 12, "num_heads": 2} | arguments)
+
+
+@pytest.mark.parametrize("size", [(14, 7), (9, 12), (3, 20)], ids=str)
+@pytest.mark.parametrize("kind", ["mask", "zero", "ssa", "ssa without reduction"])
+def test_gradients_are_those_of_the_plain_formulation(kind: str, size: tuple[int, int]) -> None:
+    tokens = torch.randn(2, *size, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    if kind in ("mask", "zero"):
+        attention: nn.Module = iwsa(window_pad=cast("WindowPad", kind))
+        expected = torch.stack([iwsa_by_hand(cast("Any", attention), image, 3, 7, kind == "zero") for image in tokens])
+    else:
+        torch.manual_seed(0)
+        ratio, channel_ratio = (2, 1.25) if kind == "ssa" else (1, 1.0)
+        attention = ScalableSelfAttention(12, 3, ratio, channel_ratio)
+        expected = ssa_by_hand(attention, tokens, 3, ratio, channel_ratio)
+    inputs = [tokens, *attention.parameters()]
+    direction = torch.randn_like(expected)
+    plain = torch.autograd.grad((expected * direction).sum(), inputs)
+    ours = torch.autograd.grad((attention(tokens) * direction).sum(), inputs)
+    for gradient, reference in zip(ours, plain, strict=True):
+        # A key's bias adds the same to all of a query's products, so that its gradient is nothing but rounding.
+        assert (gradient - reference).norm() <= 1e-4 * reference.norm() + 1e-5
+
+
+@pytest.mark.parametrize("window_pad", ["mask", "zero"])
+@torch.no_grad()
+def test_compiled_iwsa_is_one_graph_for_maps_of_all_sizes(window_pad: WindowPad) -> None:
+    counter = CompileCounter()
+    attention = iwsa(window_pad=window_pad)
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=counter)
+    for size in [(9, 13), (14, 28), (15, 8), (20, 37)]:  # none of them 12, the channels
+        tokens = torch.randn(2, *size, 12)
+        expected = [iwsa_by_hand(attention, image, 3, 7, window_pad == "zero") for image in tokens]
+        assert_close(compiled(tokens), torch.stack(expected))
+    assert counter.frame_count == 1
+
+
+@torch.no_grad()
+def test_compiled_ssa_is_one_graph_for_maps_of_all_sizes() -> None:
+    counter = CompileCounter()
+    torch.manual_seed(0)
+    attention = ScalableSelfAttention(16, 2, 4, 1.25).eval()
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=counter)
+    for size in [(9, 13), (16, 28), (15, 6), (20, 37)]:
+        tokens = torch.randn(2, *size, 16)
+        assert_close(compiled(tokens), ssa_by_hand(attention, tokens, 2, 4, 1.25))
+    assert counter.frame_count == 1
+
+
+@torch.no_grad()
+def test_iwsa_compiled_for_one_size_needs_no_mask_where_windows_are_full() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(iwsa(), fullgraph=True, dynamic=False, backend=keep)
+    compiled(torch.randn(1, 14, 7, 12))
+    compiled(torch.randn(1, 14, 8, 12))
+    assert ["arange" in graph.code for graph in graphs] == [False, True]

@@ -359,3 +359,52 @@ def test_rates_out_of_range_are_named(argument: str, rate: float) -> None:
 def test_stages_that_do_not_fit_together_are_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         tiny(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("mode", "backend"),
+    [
+        ("recomputing", "eager"),
+        pytest.param("train", "aot_eager", marks=pytest.mark.slow),
+        pytest.param("recomputing", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_the_network_is_one_graph_with_the_same_gradients(mode: str, backend: str) -> None:
+    model = tiny().train()
+    model.set_grad_checkpointing(mode == "recomputing")
+    image = torch.randn(2, 3, 40, 36)
+    plain = torch.autograd.grad(model(image)[-1].square().sum(), list(model.parameters()))
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+    ours = torch.autograd.grad(compiled(image)[-1].square().sum(), list(model.parameters()))
+    for gradient, reference in zip(ours, plain, strict=True):
+        assert (gradient - reference).norm() <= 1e-4 * reference.norm() + 1e-5
+
+
+@torch.no_grad()
+def test_the_network_is_exported() -> None:
+    model, image = tiny().eval(), torch.randn(2, 3, 40, 36)
+    exported = torch.export.export(model, (image,)).module()
+    torch.testing.assert_close(exported(image), model(image), rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_holds_one_block_s_activations() -> None:
+    model = tiny().train()
+    image = torch.randn(2, 3, 64, 64)
+
+    def kept() -> int:
+        """Count the bytes that wait for the backward pass, weights apart."""
+        storages: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            maps = model(image)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        assert maps[-1].requires_grad
+        return sum(size for pointer, size in storages.items() if pointer not in weights)
+
+    everything = kept()
+    model.set_grad_checkpointing()
+    assert kept() < 0.25 * everything
