@@ -5,12 +5,13 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
 from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.profiling.cost import measure_cost
+from scalablevit_pl.profiling.cost import count_multiply_adds, measure_cost
 
 
 def config(name: str, **options: Any) -> dict[str, Any]:
@@ -75,3 +76,17 @@ def test_nothing_is_computed_and_nothing_is_drawn() -> None:
 def test_what_describes_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="no description"):
         measure_cost({"backbone": {}}, 224)
+
+
+@pytest.mark.parametrize(("name", "published"), [("swin_tiny_patch4_window7_224", 4.5e9), ("twins_svt_small", 2.9e9)])
+def test_networks_of_timm_cost_what_their_papers_say(name: str, published: float) -> None:
+    multiply_adds, attention = count_multiply_adds(timm.create_model(name).eval(), (3, 224, 224))
+    assert multiply_adds + attention == pytest.approx(published, rel=0.02)
+    assert 0.02 < attention / multiply_adds < 0.05
+
+
+def test_any_network_is_counted_and_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 5 * 6, 7))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert count_multiply_adds(network, (2, 5, 6)) == (5 * 6 * 9 * 2 * 4 + 4 * 5 * 6 * 7, 0)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
