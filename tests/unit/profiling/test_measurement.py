@@ -1,0 +1,138 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from scalablevit_pl.profiling import matrix, measurement, networks
+from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
+from scalablevit_pl.profiling.measurement import MatrixRate, Plan, Result, measure
+from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.profiling.timing import Spread
+
+CPU = torch.device("cpu")
+PLAN = Plan(repeats=3, seconds=0.0, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matrix.SIDES, "cpu", (16, 32))
+
+
+class Linear(nn.Module):
+    """Sums an image over its pixels and multiplies it, or raises an error."""
+
+    num_classes = 8
+
+    def __init__(self, error: Exception | None = None, after: int = 0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 8)
+        self.error, self.left = error, after
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.error is not None and image.device.type != "meta":
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+        output: torch.Tensor = self.fc(image.sum((2, 3)))
+        return output
+
+
+def builder(**built: nn.Module) -> Callable[[Setting], nn.Module]:
+    return lambda setting: built[setting.network]
+
+
+def test_results_hold_counts_times_memory_and_the_matrix_rate() -> None:
+    settings = [Setting("a", mode, batch_size=2, input_size=(4, 6)) for mode in ("inference", "train")]
+    for result, passes in zip(measure(settings, CPU, PLAN, lambda setting: Linear()), (1, 3), strict=True):
+        assert (result.parameters, result.multiply_adds, result.attention_multiply_adds) == (32, 24, 0)
+        assert len(result.samples) == 3
+        assert result.seconds == Spread.of(result.samples)
+        assert result.images_per_second == pytest.approx(2 / result.seconds.median)
+        assert set(result.matrix.seconds) == {16, 32}
+        operations = 2 * 24 * 2 * passes / result.seconds.median
+        assert result.fraction_of_matrix_rate == pytest.approx(operations / result.matrix.operations_per_second)
+        images = 2 * 3 * 4 * 6 * 4
+        assert 32 * 4 + images < result.peak_memory < 32 * 4 * passes + images + 3000
+        assert (result.note, result.compile_seconds) == ("", None)
+
+
+def test_attention_counts_in_the_fraction() -> None:
+    rate = MatrixRate(1e6, 16, {})
+    spread = Spread.of([0.5])
+    for attention, expected in ((0, 0.04), (10_000, 0.12)):
+        result = Result(Setting("a", batch_size=2), "", 1, 5_000, attention, [0.5], spread, matrix=rate)
+        assert result.fraction_of_matrix_rate == pytest.approx(expected)
+
+
+def test_what_cannot_be_measured_says_why_and_the_others_go_on() -> None:
+    memory = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    built = builder(
+        good=Linear(),
+        large=Linear(memory),
+        later=Linear(memory, after=5),
+        host=Linear(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
+        odd=Linear(ValueError("does not take\nsuch images")),
+    )
+    names = ["large", "host", "odd", "missing", "later", "good"]
+    results = measure([Setting(name) for name in names], CPU, PLAN, built)
+    assert {result.setting.network: result.note for result in results} == {
+        "good": "",
+        "large": "out of memory",
+        "later": "out of memory",
+        "host": "out of memory",
+        "odd": "does not take",
+        "missing": "'missing'",
+    }
+    for result in results:
+        assert (result.images_per_second is not None) == (result.setting.network == "good")
+        assert (result.fraction_of_matrix_rate is not None) == (result.setting.network == "good")
+
+
+def test_compiled_networks_say_how_long_that_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def compiler(graph: Callable[..., object], inputs: object) -> Callable[..., object]:
+        graphs.append(inputs)
+        if len(graphs) > 10:
+            raise RuntimeError("no compiler here\nand more")
+        return graph
+
+    monkeypatch.setattr(networks, "COMPILER", compiler)
+    # More than torch compiles one code for by itself.
+    sides = range(2, 13)
+    built = builder(**{f"n{side}": nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, side)) for side in sides})
+    settings = [Setting(f"n{side}", compiled=True, input_size=(4, 4)) for side in sides]
+    *good, bad = measure(settings, CPU, PLAN, built)
+    assert len(graphs) == 11
+    assert all(result.compile_seconds > 0.0 and not result.note for result in good)
+    assert bad.note.startswith("does not compile: ")
+    assert bad.note.endswith("no compiler here")
+    assert bad.seconds is None
+
+
+def test_cases_of_one_batch_and_size_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[set[object]] = []
+    inner = measurement.time_in_turns
+
+    def spy(calls, *arguments, **options):  # type: ignore[no-untyped-def]
+        groups.append({*calls, options["wait_each"]})
+        return inner(calls, *arguments, **options)
+
+    monkeypatch.setattr(measurement, "time_in_turns", spy)
+    settings = [Setting(name, batch_size=batch, precision="bf16") for batch in (1, 2) for name in "ab"]
+    results = measure(settings[::-1], CPU, PLAN, lambda setting: Linear())
+    matrices = {("bf16", 16), ("bf16", 32)}
+    assert groups == [{*settings[:2], *matrices, True}, {*settings[2:], *matrices, False}]
+    assert {result.setting for result in results} == {*settings}
+
+
+def test_the_best_product_is_the_pace() -> None:
+    assert best_rate({10: 1.0, 100: 10.0}) == (2e5, 100)
+    assert best_rate({10: 0.001, 100: 10.0}) == (2e6, 10)
+    calls = matrix_calls(torch.bfloat16, CPU)
+    product = calls[32]()
+    assert isinstance(product, torch.Tensor)
+    assert (product.shape, product.dtype) == ((32, 32), torch.bfloat16)
+    assert math.isfinite(product.sum().item())
