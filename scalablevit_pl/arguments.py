@@ -32,7 +32,7 @@ class OptionParser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         for option in options:
             name = option.partition("=")[0]
-            if name.startswith("-") and name not in known:
+            if name.startswith("-") and name != "-" and name not in known:  # that is a file: the screen
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown option {name}: did you mean {near}?")
         return self.parse_intermixed_args(options)

@@ -113,6 +113,11 @@ def run(command: str, options: list[str]) -> int:
 
         plot_runs(options)
         return 0
+    if command == "profile":
+        from scalablevit_pl.profile import profile
+
+        profile(options)
+        return 0
     if command in RELEASE_PAGES:
         from scalablevit_pl import release
 

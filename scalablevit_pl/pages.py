@@ -12,6 +12,7 @@ commands:
   test       evaluate a run on its test images, with tables and pictures
   predict    classify images
   plot       lay the curves of runs over each other
+  profile    measure what networks, or the loading of data, cost
   export     make a folder of a run's weights that can be used and shared
   convert    make such a folder of a checkpoint of the authors' release
   push       upload such a folder to the Hugging Face Hub
@@ -232,6 +233,49 @@ best top-5, last training loss, images per second.
   --traceback          show where an error came from
 """
 
+PROFILE_HELP = """\
+usage: scalablevit profile MODEL [MODEL ...] [OPTIONS]
+       scalablevit profile data [OPTIONS]
+
+Measure what networks cost, in one run and in turns: parameters, multiply-adds,
+images/s and latency with their spread, peak memory, and the part of the pace of
+the device's own matrix products that is reached.
+
+  MODEL                  scalablevit_nano, _s, _b, _l; any name of timm's; the
+                         folder (with a / in it) or OWNER/NAME of one of ours
+  --batch-size INTS      such as 1,8,32 (default: 1,8; on a GPU 1,128); at 1 the
+                         time is the latency, each answer being waited for
+  --input-size SIZES     sides in pixels or HEIGHTxWIDTH, as in 224,800x1333
+                         (default: 224)
+  --precision LIST       of 32, bf16, fp16 (default: 32)
+  --mode LIST            of inference, train (a whole step; default: inference)
+  --compile LIST         of false, true (default: false)
+  --channels-last        lay images and convolutions out channels-last
+  --grad-checkpointing   compute activations again in training steps
+  --device auto|cpu|cuda
+  --threads INT          of a CPU (default: torch's own choice)
+  --repeats INT          rounds; each measures every case (default: 10)
+  --seconds FLOAT        least time of a measurement (default: 0.1)
+  --warmup INT           steps of each case before (default: 3)
+  --json FILE|-          write all samples, versions and conventions; with -
+                         to the screen, in the table's place
+  --plot FILE            a picture (.png): throughput by batch, and published
+                         accuracy by throughput
+
+loading of data
+  --config FILE          a recipe, or one of those that come with the package
+  --workers INTS         loader processes, such as 0,1,2
+  --seconds FLOAT        how long each is measured
+  --json FILE|-          as above
+
+  --traceback            show where an error came from
+
+examples:
+  scalablevit profile scalablevit_s swin_tiny_patch4_window7_224 twins_svt_small
+  scalablevit profile scalablevit_s scalablevit_b --mode train \\
+      --precision bf16 --batch-size 32,64,128 --compile false,true --plot x.png
+"""
+
 AVERAGE = "  --average ema|none         averaged or raw weights (default: averaged if any)\n"
 
 PURPOSES = {
@@ -247,11 +291,18 @@ RELEASE_PAGES = {
     "pull": PULL_HELP,
     "info": INFO_HELP,
 }
-COMMANDS = (*EXPERIMENTS, "doctor", "plot", *RELEASE_PAGES)
+COMMANDS = (*EXPERIMENTS, "doctor", "plot", "profile", *RELEASE_PAGES)
 
 
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
-    pages = {"fit": FIT_HELP, "doctor": DOCTOR_HELP, "predict": PREDICT_HELP, "plot": PLOT_HELP, **RELEASE_PAGES}
+    pages = {
+        "fit": FIT_HELP,
+        "doctor": DOCTOR_HELP,
+        "predict": PREDICT_HELP,
+        "plot": PLOT_HELP,
+        "profile": PROFILE_HELP,
+        **RELEASE_PAGES,
+    }
     average = AVERAGE if command == "test" else ""
     return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command], average=average)

@@ -83,7 +83,7 @@ def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], path: Path)
     styles = {"train": ("--", "training"), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
     handles, drawn = [], set()
     for (name, curves), colour in zip(runs, RUN_COLOURS, strict=False):
-        handles.append(Line2D([], [], color=colour, linewidth=3, label=_short(name, 40)))
+        handles.append(Line2D([], [], color=colour, linewidth=3, label=shorten(name, 40)))
         for key, values in curves.items():
             part, _, metric = key.partition("/")
             if np.isfinite(values[1]).any():
@@ -136,9 +136,9 @@ def draw_predictions(
     ):
         axis.imshow(image, interpolation="nearest" if image.shape[0] < 100 else "antialiased")
         if label == prediction:
-            axis.set_title(f"{_short(label)}\n{probability:.0%}", fontsize=8)
+            axis.set_title(f"{shorten(label)}\n{probability:.0%}", fontsize=8)
         else:
-            axis.set_title(f"✗ {_short(prediction)} {probability:.0%}\nis {_short(label)}", fontsize=8, color=WRONG)
+            axis.set_title(f"✗ {shorten(prediction)} {probability:.0%}\nis {shorten(label)}", fontsize=8, color=WRONG)
             frame = mpl.patches.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=WRONG, linewidth=4)
             axis.add_patch(frame)
     save_figure(figure, path)
@@ -167,7 +167,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], pa
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the true class")
     axis.set(xlabel="predicted class", ylabel="true class")
     if named:
-        names = [_short(name) for name in class_names]
+        names = [shorten(name) for name in class_names]
         axis.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(classes), names)
     else:
@@ -186,13 +186,13 @@ def _frequent_mistakes(counts: npt.NDArray[np.int64], class_names: Sequence[str]
     order = np.argsort(-mistakes, axis=None, kind="stable")[:top]
     pairs = [(row, column) for row, column in zip(*np.unravel_index(order, counts.shape), strict=True)]
     return [
-        f"{counts[row, column]} × {_short(class_names[row])} ({row}) called {_short(class_names[column])} ({column})"
+        f"{counts[row, column]} × {shorten(class_names[row])} ({row}) called {shorten(class_names[column])} ({column})"
         for row, column in pairs
         if mistakes[row, column]
     ]
 
 
-def _short(name: str, length: int = 16) -> str:
+def shorten(name: str, length: int = 16) -> str:
     """Shorten a name in its middle, since names that begin alike often end differently."""
     name = " ".join(name.split())
     return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"

@@ -13,10 +13,10 @@ from scalablevit_pl.plotting import (
     WRONG,
     Curve,
     _frequent_mistakes,
-    _short,
     draw_confusion,
     draw_curves,
     draw_predictions,
+    shorten,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -161,9 +161,9 @@ def test_a_picture_that_fails_leaves_the_earlier_one_alone(tmp_path: Path, monke
 
 
 def test_long_names_keep_both_ends() -> None:
-    assert _short("a very long class name 1") == "a very l… name 1"
-    assert _short("two\nlines\tand more") == "two line…nd more"
-    assert _short("exactly sixteen!") == "exactly sixteen!"
+    assert shorten("a very long class name 1") == "a very l… name 1"
+    assert shorten("two\nlines\tand more") == "two line…nd more"
+    assert shorten("exactly sixteen!") == "exactly sixteen!"
 
 
 def test_the_most_frequent_mistakes_come_first() -> None:

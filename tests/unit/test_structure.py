@@ -26,7 +26,7 @@ ALLOWED = {
     "timm": {"models"},
     "checkpoint": {"models", "preprocessing"},
     "optim": {"models"},
-    "profiling": {"models"},
+    "profiling": {"models", "plotting"},
     "model_folder": {"models", "preprocessing", "storage"},
     "hub": {"model_folder", "storage"},
     "model_card": {"hub", "models", "profiling"},
@@ -50,6 +50,7 @@ ALLOWED = {
         "run_folder",
         "storage",
     },
+    "profile": {"arguments", "profiling", "storage"},
     "comparison": {"arguments", "callbacks", "plotting", "run_folder"},
     "diagnosis": {"callbacks", "data", "explanation", "hub", "preprocessing", "run_folder"},
     "doctor": {"arguments", "diagnosis", "experiment"},
@@ -61,6 +62,7 @@ ALLOWED = {
         "explanation",
         "pages",
         "prediction",
+        "profile",
         "release",
         "run_folder",
         "weights",
@@ -109,7 +111,7 @@ def test_importing_the_networks_imports_nothing_else_of_ours(path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "option", ["--help", "--version", "fit --help", "test --help", "predict --help", "push --help"]
+    "option", ["--help", "--version", "fit --help", "test --help", "predict --help", "push --help", "profile --help"]
 )
 def test_help_and_version_do_not_import_torch(option: str) -> None:
     code = (
@@ -122,7 +124,8 @@ def test_help_and_version_do_not_import_torch(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "fit", "validate", "test", "predict", "plot", "export", "convert", "push", "pull", "info"]
+    "command",
+    ["", "fit", "validate", "test", "predict", "plot", "profile", "export", "convert", "push", "pull", "info"],
 )
 def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
     words = [sys.executable, "-m", "scalablevit_pl", *command.split(), "--help"]
