@@ -114,7 +114,8 @@ def time_in_turns(
                 try:
                     sample = seconds_a_call(calls[key], counts[key], device, wait_each)
                 except Exception as error:
-                    timings.failures[key] = error
+                    # Without the frames it came through, which hold tensors.
+                    timings.failures[key] = error.with_traceback(None)
                     continue
                 if turn == 0:
                     counts[key] = max(1, math.ceil(seconds / max(sample, 1e-9)))
