@@ -10,7 +10,8 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # A file's tests stay together, so that what they share is made once; the long files come first.
 FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
-.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading clean
+.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading benchmark-check \
+    benchmark-networks clean
 
 # Train nano on the sample, test it, and say where the pictures are.
 quickstart: $(VENV)/.installed
@@ -68,6 +69,14 @@ build/fashion_mnist/test.parquet: | $(VENV)/.installed
 # How long a model takes to load, and how much memory, against the least that torch and safetensors need.
 benchmark-loading: $(VENV)/.installed
 	$(BIN)/python benchmarks/loading.py
+
+# Whether the networks have become slower than they were, by ratios to references; about a minute.
+benchmark-check: $(VENV)/.installed
+	$(BIN)/python benchmarks/regression.py
+
+# The tables of docs/benchmarks.md: ours against Swin-T and Twins-SVT-S, on the GPU if there is one.
+benchmark-networks: $(VENV)/.installed
+	$(BIN)/python benchmarks/networks.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""The scripts in `benchmarks`, as far as they do more than call the package."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from scalablevit_pl.profiling.measurement import Plan, Result
+from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.profiling.timing import Spread
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def measured(setting: Setting, *samples: float) -> Result:
+    return Result(setting, "", 1, 1, 0, samples, Spread.of(samples))
+
+
+def test_a_ratio_that_has_fallen_is_an_error_and_one_that_has_risen_is_said() -> None:
+    compare = load("regression").compare
+    lines, good = compare({"a": 0.9, "b": 1.3, "c": 2.0}, {"a": 1.0, "b": 1.0}, 0.15)
+    assert lines == ["ok   a: was 1.000, is 0.900", "fast b: was 1.000, is 1.300", "new  c: was -, is 2.000"]
+    assert good
+    assert compare({"a": 0.84, "b": 1.0}, {"a": 1.0, "b": 1.0}, 0.15) == (
+        ["SLOW a: was 1.000, is 0.840", "ok   b: was 1.000, is 1.000"],
+        False,
+    )
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
+    regression = load("regression")
+    setting = Setting("a")
+    assert regression.ratio(measured(setting, 1.0, 10.0, 2.0), measured(setting, 3.0, 30.0, 2.0)) == 3.0
+    with pytest.raises(SystemExit, match="a: out of memory"):
+        regression.ratio(Result(setting, "out of memory"), measured(setting, 1.0))
+
+
+def test_the_committed_ratios_are_those_that_are_measured() -> None:
+    regression = load("regression")
+    names = [regression.name_of(*pair) for pair in regression.PAIRS]
+    assert [*json.loads((FOLDER / "regression.json").read_text())["ratios"]] == names
+
+
+def test_the_best_batch_is_searched_until_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = load("networks")
+    asked: list[tuple[str, int]] = []
+
+    def measure(settings: Iterable[Setting], device: torch.device, plan: Plan) -> list[Result]:
+        results = []
+        for setting in settings:
+            asked.append((setting.network, setting.batch_size))
+            # The first is fastest at 64 and has no memory for 256, the second is ever faster.
+            seconds = {"a": {32: 1.0, 64: 1.0, 128: 4.0}, "b": {32: 1.0, 64: 1.5, 128: 2.0, 256: 2.5}}
+            taken = seconds[setting.network].get(setting.batch_size)
+            results.append(measured(setting, taken) if taken else Result(setting, "out of memory"))
+        return results
+
+    monkeypatch.setattr(networks, "measure", measure)
+    settings = [Setting("a", batch_size=32), Setting("b", batch_size=32)]
+    best = networks.search_batches(settings, torch.device("cpu"), Plan(), 512)
+    assert [result.setting for result in best] == [
+        replace(settings[0], batch_size=64),
+        replace(settings[1], batch_size=256),
+    ]
+    assert asked == [(name, batch) for batch in (32, 64, 128, 256) for name in "ab"] + [("b", 512)]
+    table = networks.markdown("title", [best[0], Result(settings[1], "out of memory")], with_batch=True)
+    rows = [line.split(" | ") for line in table.strip().splitlines()[2:]]
+    assert {len(row) for row in rows} == {len(networks.HEADER)}
+    assert re.match(r"\| `a`, batch 64 \| 1 \| .* \| 64.0 \| ", table.splitlines()[5])
+    assert "| `b`, batch 32 | out of memory | – |" in table
