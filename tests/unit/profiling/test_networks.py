@@ -21,13 +21,13 @@ class Probe(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 3, 1)
+        self.conv = nn.Conv2d(2, 3, 3)
         self.seen: list[object] = []
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         output = self.conv(image).mean((2, 3))
-        layout = image.is_contiguous(memory_format=torch.channels_last)
         weight = self.conv.weight
+        layout = [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (image, weight)]
         self.seen = [weight.dtype, output.dtype, self.training, torch.is_inference_mode_enabled(), image.shape, layout]
         return output
 
@@ -73,8 +73,8 @@ def test_inference_has_weights_and_images_in_the_type(precision: str, channels_l
     probe = Probe().train()
     case = prepare(probe, setting, CPU)
     assert not case.step().requires_grad
-    assert probe.seen == [dtype, dtype, False, True, (4, 2, 5, 6), channels_last]
-    assert case.held == (2 * 3 + 3 + 4 * 2 * 5 * 6) * dtype.itemsize
+    assert probe.seen == [dtype, dtype, False, True, (4, 2, 5, 6), [channels_last] * 2]
+    assert case.held == (2 * 3 * 9 + 3 + 4 * 2 * 5 * 6) * dtype.itemsize
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -86,12 +86,12 @@ def test_a_training_step_trains_float32_weights(precision: str) -> None:
     first = case.step()
     for _ in range(200):
         case.step()
-    assert probe.seen == [torch.float32, dtype, True, False, (4, 2, 5, 6), False]
+    assert probe.seen == [torch.float32, dtype, True, False, (4, 2, 5, 6), [False] * 2]
     assert not torch.equal(probe.conv.weight, before)
     assert case.step() < first
     assert all(parameter.grad is None for parameter in probe.parameters())
-    assert held == 4 * (2 * 3 + 3 + 4 * 2 * 5 * 6) + 4 * 8
-    assert case.held == held + 2 * 4 * (2 * 3 + 3) + 2 * 4  # two moments of each weight, and two counters
+    assert held == 4 * (2 * 3 * 9 + 3 + 4 * 2 * 5 * 6) + 4 * 8
+    assert case.held == held + 2 * 4 * (2 * 3 * 9 + 3) + 2 * 4  # two moments of each weight, and two counters
 
 
 def test_the_peak_is_the_most_that_is_held_at_once() -> None:
