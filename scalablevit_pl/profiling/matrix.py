@@ -10,7 +10,7 @@ SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 
 
 def matrix_calls(dtype: torch.dtype, device: torch.device) -> dict[int, Callable[[], object]]:
-    """Return for each side N the product of two matrices `(N, N)`, as a linear layer makes it, warm."""
+    """Return for each side N the product of two matrices `(N, N)`, as a linear layer makes it."""
     return {side: _product(side, dtype, device) for side in SIDES[device.type]}
 
 
@@ -21,7 +21,6 @@ def _product(side: int, dtype: torch.dtype, device: torch.device) -> Callable[[]
         with torch.inference_mode():
             return F.linear(left, right)
 
-    multiply()
     return multiply
 
 

@@ -155,15 +155,17 @@ def _measure_group(settings: Sequence[Setting], device: torch.device, plan: Plan
         timings = time_in_turns(calls, device, plan.repeats, plan.seconds, wait_each=batch_size == 1)
     rates: dict[str, MatrixRate] = {}
     for precision in precisions:
-        taken = {side: Spread.of(timings.samples[name, side]).median for name, side in matrices if name == precision}
-        rates[precision] = MatrixRate(*best_rate(taken), taken)
+        sides = [key for key in matrices if key[0] == precision and key not in timings.failures]
+        taken = {key[1]: Spread.of(timings.samples[key]).median for key in sides}
+        if taken:  # beside large networks there may be no memory for any
+            rates[precision] = MatrixRate(*best_rate(taken), taken)
     for setting in cases:
         if setting in timings.failures:
             results[setting] = replace(results[setting], note=reason(timings.failures[setting]))
         else:
             samples = timings.samples[setting]
             results[setting] = replace(
-                results[setting], samples=samples, seconds=Spread.of(samples), matrix=rates[setting.precision]
+                results[setting], samples=samples, seconds=Spread.of(samples), matrix=rates.get(setting.precision)
             )
     return list(results.values())
 

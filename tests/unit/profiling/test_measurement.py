@@ -136,3 +136,19 @@ def test_the_best_product_is_the_pace() -> None:
     assert isinstance(product, torch.Tensor)
     assert (product.shape, product.dtype) == ((32, 32), torch.bfloat16)
     assert math.isfinite(product.sum().item())
+
+
+@pytest.mark.parametrize("left", [(), (16,)])
+def test_products_that_fail_are_left_out_of_the_pace(left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = matrix_calls(torch.float32, CPU)
+
+    def fail() -> object:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(
+        measurement, "matrix_calls", lambda *_: {side: call if side in left else fail for side, call in inner.items()}
+    )
+    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear())
+    assert result.seconds is not None
+    assert (tuple(result.matrix.seconds) if result.matrix else ()) == left
+    assert (result.fraction_of_matrix_rate is not None) == bool(left)
