@@ -109,14 +109,17 @@ def _draw_throughput(axis: Axes, points: Sequence[Point], styles: Mapping[str, d
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers on a logarithmic axis: of several densities the first that gives three of them."""
+    """Return round numbers on a logarithmic axis: of several densities the first that gives three of them.
+
+    On an axis that spans too little for that they stand at equal distances.
+    """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(digit / 10 for digit in range(10, 100))):
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         ticks = [digit * 10.0**decade for decade in decades for digit in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
-            break
-    return ticks
+            return ticks
+    return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
 
 
 def comparable_points(points: Sequence[Point], published: Mapping[str, Published]) -> list[Point]:
