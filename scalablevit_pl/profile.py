@@ -92,6 +92,8 @@ def _check(options: Namespace) -> None:
         raise ValueError("there is no GPU that torch can use for --device cuda: give --device cpu")
     if options.device == "cpu" and "fp16" in options.precision:
         raise ValueError("--precision fp16 is for GPUs: on a CPU give 32 or bf16")
+    if options.grad_checkpointing and "train" not in options.mode:
+        raise ValueError("--grad-checkpointing is for training steps: give --mode train, too")
     if not 0.0 <= options.seconds <= 3600.0:
         raise ValueError(f"--seconds must be between 0 and 3600, got {options.seconds:g}")
     if options.json and str(options.json) != "-" and not options.json.resolve().parent.is_dir():

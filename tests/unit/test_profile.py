@@ -125,6 +125,7 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
         (["resnet10t", "--input-size", "1x2x3"], "--input-size: '1x2x3' is neither a side nor HEIGHTxWIDTH"),
         (["resnet10t", "--precision", "8"], "--precision: '8' is none of 32, bf16, fp16"),
         (["resnet10t", "--precision", "32,fp16"], "fp16 is for GPUs: on a CPU give 32 or bf16"),
+        (["resnet10t", "--grad-checkpointing"], "--grad-checkpointing is for training steps: give --mode train, too"),
         (["resnet10t", "--mode", "test"], "--mode: 'test' is none of inference, train"),
         (["resnet10t", "--compile", "maybe"], "--compile: 'maybe' is none of false, true"),
         (["resnet10t", "--seconds=-1"], "--seconds must be between 0 and 3600, got -1"),
