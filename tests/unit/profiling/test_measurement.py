@@ -90,6 +90,7 @@ def test_what_cannot_be_measured_says_why_and_the_others_go_on() -> None:
         assert (result.fraction_of_matrix_rate is not None) == (result.setting.network == "good")
 
 
+@pytest.mark.slow  # to import torch's compiler alone takes seconds
 def test_compiled_networks_say_how_long_that_took(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[object] = []
 
