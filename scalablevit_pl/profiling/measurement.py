@@ -27,7 +27,7 @@ CONVENTIONS = {
     "GPU is waited for before each look at the clock, and at batch 1 after each call",
     "inference": "weights and images in the precision's type, under torch.inference_mode",
     "train": "float32 weights, autocast in the precision's type (fp16: with a loss scaler), forward pass, cross "
-    "entropy, backward pass, fused AdamW, gradients let go",
+    "entropy, backward pass, fused AdamW at a rate of 0, which leaves the weights as they are, gradients let go",
     "fraction_of_matrix_rate": "images/s × 2 × (multiply_adds + attention_multiply_adds) × (3 for a training step, 1 "
     "for inference) ÷ the best rate of a square matrix product of that type, measured in the same rounds; what "
     "gradient checkpointing computes again is not counted",

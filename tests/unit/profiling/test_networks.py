@@ -78,17 +78,19 @@ def test_inference_has_weights_and_images_in_the_type(precision: str, channels_l
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_training_step_trains_float32_weights(precision: str) -> None:
+def test_a_training_step_computes_all_and_learns_nothing(precision: str) -> None:
+    # Weights that learned the one batch by heart would have denormal gradients, with which processors take longer.
     dtype = {"32": torch.float32, "bf16": torch.bfloat16}[precision]
     probe = Probe().eval()
     case = prepare(probe, Setting("x", "train", precision, False, 4, (5, 6)), CPU)
     held, before = case.held, probe.conv.weight.clone()
     first = case.step()
-    for _ in range(200):
-        case.step()
+    case.step()
+    moments = list(case.tensors())[4:]
     assert probe.seen == [torch.float32, dtype, True, False, (4, 2, 5, 6), [False] * 2]
-    assert not torch.equal(probe.conv.weight, before)
-    assert case.step() < first
+    assert torch.equal(probe.conv.weight, before)
+    assert torch.equal(case.step(), first)
+    assert all(moment.any() for moment in moments)
     assert all(parameter.grad is None for parameter in probe.parameters())
     assert held == 4 * (2 * 3 * 9 + 3 + 4 * 2 * 5 * 6) + 4 * 8
     assert case.held == held + 2 * 4 * (2 * 3 * 9 + 3) + 2 * 4  # two moments of each weight, and two counters
