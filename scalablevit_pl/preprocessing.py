@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -46,8 +47,11 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd EXIF and palettes: what matters raises
-            image = source if isinstance(source, Image.Image) else _open(source)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            if isinstance(source, Image.Image):
+                return _to_rgb(ImageOps.exif_transpose(source))
+            image = _open(source)
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy, since nobody else has the image
+            return _to_rgb(image)
     except Exception as error:  # each of Pillow's decoders has its own way to give up
         raise UnreadableImageError(f"cannot read {name}: {error}; mend or remove it") from error
 
@@ -73,7 +77,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Return the bytes `(3, H, W)` of an RGB image, in memory as images have them: the channels last."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return a number of each channel as `(3, 1, 1)`; kept, since a GPU would wait for each copy."""
+    with torch.inference_mode(False):  # it may be needed outside of it later
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,10 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform an RGB image of any size to `(3, input_size, input_size)`, float32, normalized."""
+        return self.normalize(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop an RGB image of any size to bytes `(3, input_size, input_size)`, not normalized yet."""
         width, height = image.size
         short = math.floor(self.input_size / self.crop_pct)
         # The long side is rounded down, as torchvision's Resize does, so that both give the same pixels.
@@ -124,17 +144,25 @@ class Preprocessing:
         if size != image.size:
             image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         left, top = (round((side - self.input_size) / 2.0) for side in size)
-        image = image.crop((left, top, left + self.input_size, top + self.input_size))
-        return self.normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+        return to_pixels(image.crop((left, top, left + self.input_size, top + self.input_size)))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalize bytes `(…, 3, H, W)` to float32."""
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
-        return (pixels.float() / 255.0 - mean) / std
+        """Normalize bytes `(…, 3, H, W)`, however they lie in memory, to contiguous float32."""
+        images = torch.empty(pixels.shape, device=pixels.device)
+        if pixels.ndim == 4 and pixels.device.type == "cpu":
+            for image, one in zip(images, pixels, strict=True):  # of which each fits into the cache
+                self._normalize_into(image, one)
+        else:
+            self._normalize_into(images, pixels)
+        return images
+
+    def _normalize_into(self, images: Tensor, pixels: Tensor) -> None:
+        mean, std = (_channels(tuple(values), pixels.device) for values in (self.mean, self.std))
+        torch.div(pixels, 255.0, out=images).sub_(mean).div_(std)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Undo `normalize`: normalized images `(…, 3, H, W)` to bytes."""
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_channels(tuple(values), images.device) for values in (self.mean, self.std))
         return ((images * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
     def to_dict(self) -> dict[str, Any]:

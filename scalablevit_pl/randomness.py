@@ -20,17 +20,32 @@ def derive_seed(*numbers: int) -> int:
     return int(high) << 32 | int(low)
 
 
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch from `derive_seed(*numbers)`, and put them back afterwards.
+def seed_generators(*numbers: int) -> None:
+    """Seed the global generators of Python, NumPy and torch's of the CPU from `derive_seed(*numbers)`.
 
     timm's transforms draw from all three, and know no generator of their own.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed = derive_seed(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)  # of the CPU alone: a worker process must not touch a GPU
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed the global generators as `seed_generators` does, and put them back afterwards."""
+    with preserved():
+        seed_generators(*numbers)
+        yield
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and torch's of the CPU back at the end of a block.
+
+    That takes several times as long as seeding them: once for a batch, not for each of its samples.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
     finally:

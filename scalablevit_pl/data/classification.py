@@ -18,7 +18,7 @@ from scalablevit_pl.data.columns import (
     find_label_column,
     label_indices,
 )
-from scalablevit_pl.data.images import DatasetImages, Transform
+from scalablevit_pl.data.images import DatasetImages, Transform, collate
 from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import (
     check_split_sizes,
@@ -29,7 +29,7 @@ from scalablevit_pl.data.source import (
     select_split,
 )
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
-from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.data.transforms import Augmentation, BatchMix, PatchDraw, erase, train_transform
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.imagenet import check_imagenet
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError
@@ -45,6 +45,10 @@ STAGE_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",),
 
 class ClassificationDataModule(pl.LightningDataModule):
     """Batches of a labelled image data set: `image (B, 3, H, W)`, `label (B,)` or soft `(B, K)`, `index (B,)`, `path`.
+
+    What a loader yields is not that yet: its `image` holds bytes, which go to the device as they are, and with random
+    erasing there is `patch (B, 5)`. `on_after_batch_transfer` normalizes, erases and mixes on the device, in the order
+    in which timm does; a task gets normalized floats.
 
     Args:
         dataset: A data set's id on the Hub; a local folder with parquet files, or with one folder per class, with or
@@ -178,7 +182,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             split, indices = self._locate(splits, part)
             rows = select_split(splits, split)
             labels = None if part == "predict" else label_indices(rows, label_column, names, split)
-            transform = self._train_transform() if part == "train" else self.preprocessing
+            transform = self._train_transform() if part == "train" else self.preprocessing.pixels
             allowed = 0 if part == "predict" else self.max_unreadable
             self.images[part] = DatasetImages(
                 rows,
@@ -191,6 +195,7 @@ class ClassificationDataModule(pl.LightningDataModule):
                 run_seed(),
                 allowed,
                 replace=part == "train",
+                draw_patch=self._draw_patch(),  # evaluation has no draws
             )
             what = "images of" if indices is None else "images drawn by seed from"
             logger.info("%s: %d %s split %r", part, len(self.images[part]), what, split)
@@ -210,6 +215,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             *self._processes(),
             self.shuffle_buffer,
             self.max_unreadable,
+            self._draw_patch(),
         )
         check_split_sizes({self.train_split: stream.rows}, self.split_sizes)
         logger.info("train: a stream of %d images of split %r", stream.rows, self.train_split)
@@ -261,10 +267,15 @@ class ClassificationDataModule(pl.LightningDataModule):
 
     def _train_transform(self) -> Transform:
         if self.augmentation is None:
-            return self.preprocessing
+            return self.preprocessing.pixels
         if self.augmentation.mixup > 0.0 or self.augmentation.cutmix > 0.0:
             self._mix = BatchMix(self.augmentation, len(self.class_names))
         return train_transform(self.preprocessing, self.augmentation)
+
+    def _draw_patch(self) -> PatchDraw | None:
+        if self.augmentation is None or self.augmentation.random_erasing == 0.0:
+            return None
+        return PatchDraw(self.augmentation.random_erasing, self.preprocessing.input_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of equal size; what does not fill a batch is left out of the epoch.
@@ -285,7 +296,7 @@ class ClassificationDataModule(pl.LightningDataModule):
             )
         start = self._next_batch()
         sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, *start)
-        return self._loader(images, sampler, drop_last=True)
+        return self._loader(images, sampler, training=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training batch that comes next, for a checkpoint."""
@@ -343,26 +354,44 @@ class ClassificationDataModule(pl.LightningDataModule):
             )
         return batch
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy a batch to the device, without `patch`, to read which there the process would have to wait for it."""
+        patches = batch.pop("patch", None)
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if patches is None else batch | {"patch": patches}
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Mix the images of a training batch, on the device, which makes its labels soft."""
+        """Normalize the images of a batch, on the device; erase and mix those of a training batch.
+
+        Mixing makes labels soft. Images that are floats already are taken for normalized ones.
+        """
+        patches = batch.pop("patch", None)
+        if batch["image"].dtype == torch.uint8:
+            batch["image"] = self.preprocessing.normalize(batch["image"])
+        if patches is not None:
+            erase(batch["image"], patches)
         if self._mix is not None and self.trainer is not None and self.trainer.training:
             with seeded(run_seed(), *self._position(), self.trainer.global_rank):
                 batch["image"], batch["label"] = self._mix(batch["image"], batch["label"])
-        return batch
+        # Lightning converts what is floating-point before it copies, when the images are bytes.
+        precision: Any = getattr(self.trainer, "precision_plugin", None)
+        return batch if precision is None else precision.convert_input(batch)
 
     def _evaluation_loader(self, part: str) -> DataLoader[Batch]:
         images = self.images[part]
-        return self._loader(images, EvaluationSampler(images, *self._processes()), drop_last=False)
+        return self._loader(images, EvaluationSampler(images, *self._processes()), training=False)
 
-    def _loader(self, images: DatasetImages, sampler: Sampler[Any], drop_last: bool) -> DataLoader[Batch]:
+    def _loader(self, images: DatasetImages, sampler: Sampler[Any], training: bool) -> DataLoader[Batch]:
         return DataLoader(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=drop_last,
+            drop_last=training,
             num_workers=self.num_workers,
+            collate_fn=collate,
             worker_init_fn=spare_worker,
-            persistent_workers=self.num_workers > 0,
+            # Between two validations their processes would only hold memory, and starting them takes a moment.
+            persistent_workers=training and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             timeout=self.worker_timeout if self.num_workers > 0 else 0.0,
         )

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
-from scalablevit_pl.randomness import seeded
+from scalablevit_pl.randomness import preserved, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -25,7 +26,8 @@ class DatasetImages(Dataset[dict[str, Any]]):
         rows: The split; its images are decoded here, not by `datasets`.
         image_column: Name of the image column.
         split: Name of the split, for errors.
-        transform: From an RGB image to a tensor.
+        transform: From an RGB image to a tensor `(3, H, W)`.
+        draw_patch: Called after the transform of a sample that is asked for by a `Draw`; gives its `patch`.
         labels: Class index of each row of the split; without them samples have no `label`.
         indices: The rows that are meant; all by default.
         root: The data set's folder; files that rows name have to lie in it.
@@ -47,13 +49,17 @@ class DatasetImages(Dataset[dict[str, Any]]):
         seed: int = 0,
         max_unreadable: int = 0,
         replace: bool = False,
+        draw_patch: Callable[[], Tensor] | None = None,
     ) -> None:
         self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        self._tables = self.rows.with_format("arrow")  # a row of which costs less than one in Python's types
         self.image_column = image_column
         self.split = split
         self.transform = transform
-        self.labels = labels
-        self.indices = range(len(rows)) if indices is None else indices
+        self.draw_patch = draw_patch
+        # Arrays, since each look at an integer of a list writes to its memory, which loader processes then copy.
+        self.labels = None if labels is None else np.asarray(labels)
+        self.indices = range(len(rows)) if indices is None else np.asarray(indices)
         self.max_unreadable = max_unreadable
         self.replace = replace
         self.root = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100  links stay links
@@ -65,7 +71,8 @@ class DatasetImages(Dataset[dict[str, Any]]):
     def __getitem__(self, item: int | Draw) -> dict[str, Any]:
         """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
 
-        Where unreadable images are allowed, `unreadable` names those that were met, one a line.
+        Where unreadable images are allowed, `unreadable` names those that were met, one a line. A sample of a draw has
+        `patch (5,)` where there is random erasing.
 
         Args:
             item: A position, or a draw of a training epoch, of which the transform's random numbers are a function. A
@@ -74,6 +81,14 @@ class DatasetImages(Dataset[dict[str, Any]]):
         Raises:
             UnreadableImageError: If more images than allowed cannot be decoded; it names the file, or split and row.
         """
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> list[dict[str, Any]]:
+        """Return the samples of a batch, as `__getitem__` does; loaders ask for whole batches."""
+        with preserved():
+            return [self._readable(item) for item in items]
+
+    def _readable(self, item: int | Draw) -> dict[str, Any]:
         if self.max_unreadable == 0:
             return self._sample(item)
         try:
@@ -83,19 +98,20 @@ class DatasetImages(Dataset[dict[str, Any]]):
 
     def _sample(self, item: int | Draw) -> dict[str, Any]:
         if isinstance(item, Draw):
-            index = number = self.indices[item.position]
+            index = int(self.indices[item.position])
             image, path = self._decode(index)
-            with seeded(self.seed, item.epoch, index, item.repeat):
-                pixels = self.transform(image)
+            seed_generators(self.seed, item.epoch, index, item.repeat)
+            sample = {"image": self.transform(image), "index": index, "path": path}
+            if self.draw_patch is not None:
+                sample["patch"] = self.draw_patch()
         else:
-            index = self.indices[max(item, 0)]
-            number = index if item >= 0 else item
+            index = int(self.indices[max(item, 0)])
             image, path = self._decode(index)
-            pixels = self.transform(image)
-        return self._labelled({"image": pixels, "index": number, "path": path}, index)
+            sample = {"image": self.transform(image), "index": index if item >= 0 else item, "path": path}
+        return self._labelled(sample, index)
 
     def _labelled(self, sample: dict[str, Any], index: int) -> dict[str, Any]:
-        return sample if self.labels is None else sample | {"label": self.labels[index]}
+        return sample if self.labels is None else sample | {"label": int(self.labels[index])}
 
     def _decode(self, index: int) -> tuple[Image.Image, str]:
         """Return a row's image and path.
@@ -103,7 +119,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         Raises:
             UnreadableImageError: If it cannot be decoded.
         """
-        stored = self.rows[index][self.image_column] or {}
+        stored = self._tables[index][self.image_column][0].as_py() or {}
         path, content = stored.get("path") or "", stored.get("bytes")
         if content is not None or not path:
             return decode_image(content or b"", f"row {index} of split {self.split!r}"), path
@@ -124,7 +140,7 @@ class DatasetImages(Dataset[dict[str, Any]]):
         if not self.replace:
             zeros = torch.zeros_like(self.transform(Image.new("RGB", (1, 1))))
             filler = {"image": zeros, "index": FILLER, "path": "", "unreadable": lines[0]}
-            return self._labelled(filler, self.indices[position])
+            return self._labelled(filler, int(self.indices[position]))
         for offset in range(1, min(self.max_unreadable + 1, len(self))):
             following = (position + offset) % len(self)
             try:
@@ -134,6 +150,18 @@ class DatasetImages(Dataset[dict[str, Any]]):
             else:
                 return sample | {"unreadable": "\n".join(lines)}
         raise error
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put samples together to a batch; its images `(B, 3, H, W)` lie in memory as those of the samples do."""
+    # Copied as they lie, channels last: laying them out anew byte by byte is the slower part, and a GPU's business.
+    images: Tensor = default_collate([sample["image"].permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    others: dict[str, Any] = default_collate([_without_image(sample) for sample in samples])
+    return {"image": images} | others
+
+
+def _without_image(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sample.items() if key != "image"}
 
 
 def one_line(error: UnreadableImageError) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pyarrow.parquet
 import torch
 from huggingface_hub import HfFileSystem
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from scalablevit_pl.data.images import Transform, one_line
+from scalablevit_pl.data.images import Transform, collate, one_line
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
-from scalablevit_pl.randomness import run_seed, seeded
+from scalablevit_pl.randomness import preserved, run_seed, seed_generators
 
 ROWS_AT_ONCE = 64
 
@@ -35,7 +37,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         label_column: Name of the column with class indices.
         names: The classes, which all files have to declare.
         split: Name of the split, for errors.
-        transform: From an RGB image to a tensor.
+        transform: From an RGB image to a tensor `(3, H, W)`.
         batch_size: Samples of a batch.
         workers: Loader processes of each process; 0 for none.
         processes: Number of processes.
@@ -43,6 +45,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         buffer: Images among which the next one is drawn.
         max_unreadable: Images in a row that may be unreadable, in whose place the next readable one is taken; with 0
             the first one raises.
+        draw_patch: Called after the transform of a sample; gives its `patch`.
 
     Attributes:
         rows: Number of images of the split.
@@ -66,6 +69,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         rank: int = 0,
         buffer: int = 1000,
         max_unreadable: int = 0,
+        draw_patch: Callable[[], Tensor] | None = None,
     ) -> None:
         readers = processes * max(workers, 1)
         if len(files) % readers:
@@ -103,6 +107,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         self.rank = rank
         self.buffer = buffer
         self.max_unreadable = max_unreadable
+        self.draw_patch = draw_patch
         self.seed = run_seed()
         self.epoch = 0
 
@@ -111,7 +116,7 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         return self.samples * self.workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield `image (3, H, W)`, `index` (the row of the split), `path` and `label`.
+        """Yield `image (3, H, W)`, `index` (the row of the split), `path`, `label` and, with random erasing, `patch`.
 
         Where unreadable images are allowed, `unreadable` names those that were met on the way to it, one a line.
 
@@ -142,9 +147,10 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         stored = row[self.image_column] or {}
         stored = stored if isinstance(stored, dict) else {"bytes": stored}
         image = decode_image(stored.get("bytes") or b"", f"row {index} of split {self.split!r}")
-        with seeded(self.seed, self.epoch, index, 0):
-            pixels = self.transform(image)
-        return {"image": pixels, "index": index, "path": stored.get("path") or "", "label": row[self.label_column]}
+        with preserved() if get_worker_info() is None else nullcontext():  # in a loader process nobody else draws
+            seed_generators(self.seed, self.epoch, index, 0)
+            drawn = {"image": self.transform(image)} | ({} if self.draw_patch is None else {"patch": self.draw_patch()})
+        return drawn | {"index": index, "path": stored.get("path") or "", "label": row[self.label_column]}
 
     def _mixed(self, numbers: list[int], seed: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield rows and their indices, each drawn from a buffer."""
@@ -201,6 +207,7 @@ class StreamLoader(DataLoader[dict[str, Any]]):
             batch_size=batch_size,
             num_workers=workers,
             drop_last=True,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=spare_worker,
             timeout=timeout if workers > 0 else 0.0,

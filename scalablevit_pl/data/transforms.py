@@ -1,17 +1,20 @@
 """Random augmentation for training, by timm: of one image, and across a batch."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.preprocessing import Preprocessing, to_pixels
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,28 @@ class Augmentation:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """Build timm's training transform: an RGB image to a normalized `(3, input_size, input_size)`."""
-    transform: Callable[[Image.Image], Tensor] = create_transform(
+    """Build timm's training transform: an RGB image to bytes `(3, input_size, input_size)`.
+
+    What timm does after that, normalizing and random erasing, is done to whole batches: `Preprocessing.normalize`,
+    `PatchDraw` and `erase`.
+    """
+    transform: Any = _timm_transform(preprocessing, augmentation, use_prefetcher=True)
+    transform.transforms[-1] = to_pixels  # in the place of timm's own, which takes the time to lay planes out
+    return transform  # type: ignore[no-any-return]
+
+
+def reference_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
+    """Build timm's training transform as it is, which ours is measured by: to normalized `(3, input_size, input_size)`.
+
+    Only posterizing to no bits is mended, which stops it with Pillow 13.
+    """
+    transform: Callable[[Image.Image], Tensor] = _timm_transform(preprocessing, augmentation, use_prefetcher=False)
+    return transform
+
+
+def _timm_transform(preprocessing: Preprocessing, augmentation: Augmentation, use_prefetcher: bool) -> Any:
+    """Build timm's training transform; with `use_prefetcher` it normalizes and erases nothing."""
+    transform = create_transform(
         preprocessing.input_size,
         is_training=True,
         scale=augmentation.scale,
@@ -74,8 +97,9 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         re_prob=augmentation.random_erasing,
         re_mode="pixel",
         re_count=1,
+        use_prefetcher=use_prefetcher,
     )
-    for step in transform.transforms:  # type: ignore[attr-defined]
+    for step in transform.transforms:
         for operation in _operations(step):
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = _posterize
@@ -97,6 +121,64 @@ def _posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Ima
         return Image.new(image.mode, image.size)
     posterized: Image.Image = auto_augment.posterize(image, bits_to_keep, **settings)  # type: ignore[no-untyped-call]
     return posterized
+
+
+class PatchDraw:
+    """Draw the patch of an image that random erasing fills with noise (Zhong et al. 2017, arXiv 1708.04896).
+
+    Called after the transform, it draws from the global generators as timm's RandomErasing does in its place.
+
+    Args:
+        probability: How often there is one.
+        size: Side of the square image.
+    """
+
+    def __init__(self, probability: float, size: int) -> None:
+        self.erasing = RandomErasing(probability, mode="const", device="cpu")  # type: ignore[no-untyped-call]
+        self.size = size
+
+    def __call__(self) -> Tensor:
+        """Return top, left, height and width of the patch and the seed of its noise: `(5,)`; without a patch zeros."""
+        canvas = _Canvas(self.size)
+        self.erasing(canvas)
+        patch = [*canvas.patch, random.getrandbits(63)] if canvas.patch else [0] * 5
+        return torch.tensor(patch)
+
+
+class _Canvas:
+    """What timm takes for an image: it notes where it is painted on."""
+
+    dtype = torch.float32
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.patch: tuple[int, ...] = ()
+
+    def size(self) -> tuple[int, int, int]:
+        return 3, self.side, self.side
+
+    def __setitem__(self, place: tuple[slice, slice, slice], value: Tensor) -> None:
+        _, rows, columns = place
+        self.patch = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+
+
+def erase(images: Tensor, patches: Tensor) -> None:
+    """Fill patches of normalized images `(B, 3, H, W)`, in place, with noise of the standard normal distribution.
+
+    What a patch is filled with is a function of its seed and of the kind of device alone.
+
+    Args:
+        images: On any device.
+        patches: Integers `(B, 5)` on the CPU, as `PatchDraw` gives them.
+    """
+    generator = torch.Generator(images.device)
+    for image, (top, left, height, width, seed) in zip(images, patches.tolist(), strict=True):
+        if height > 0:
+            generator.manual_seed(seed)
+            noise = torch.randn(
+                (len(image), height, width), generator=generator, device=images.device, dtype=images.dtype
+            )
+            image[:, top : top + height, left : left + width] = noise
 
 
 class BatchMix:

@@ -151,7 +151,7 @@ class Examination:
         if workers is None:
             return
         yield machine.check_cores(workers, self.processes, machine.core_count())
-        batch_bytes = self.datamodule.batch_size * 3 * self.datamodule.preprocessing.input_size**2 * 4
+        batch_bytes = self.datamodule.batch_size * 3 * self.datamodule.preprocessing.input_size**2  # of bytes
         yield from machine.check_shared_memory(workers, self.processes, batch_bytes)
 
     def look_at_plan(self) -> Iterator[Finding]:

@@ -42,6 +42,7 @@ def test_the_fashion_mnist_weights_classify_the_samples_test_images() -> None:
     right = total = 0
     with torch.inference_mode():
         for batch in data.test_dataloader():
+            batch = data.on_after_batch_transfer(batch, 0)
             right += int((model(batch["image"]).argmax(dim=1) == batch["label"]).sum())
             total += len(batch["label"])
     # 2,000 of the 10,000 images that the card speaks of.

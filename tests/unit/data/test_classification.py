@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from scalablevit_pl.data import Augmentation, ClassificationDataModule
-from scalablevit_pl.data.images import DatasetImages, ImageFiles
+from scalablevit_pl.data.images import DatasetImages, ImageFiles, collate
 from scalablevit_pl.data.samplers import Draw, EvaluationSampler, TrainingSampler
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError, decode_image
 
@@ -46,6 +47,11 @@ def indices(loader: DataLoader[Any]) -> list[int]:
 
 def labels(loader: DataLoader[Any]) -> list[int]:
     return [label for batch in loader for label in batch["label"].tolist()]
+
+
+def finished(data: ClassificationDataModule, batches: Iterable[Any]) -> list[Any]:
+    """Do what a trainer has done to batches of a loader before a task gets them."""
+    return [data.on_after_batch_transfer(dict(batch), 0) for batch in batches]
 
 
 def transformed(folder: Path, split: str, rows: Iterable[int]) -> torch.Tensor:
@@ -112,7 +118,10 @@ def test_other_splits_may_be_chosen(make_parquet: MakeFiles) -> None:
 
 def test_an_evaluation_batch_is_what_preprocessing_makes_of_the_rows(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 4, "test": 5})
-    batches = list(make_data(folder, "test").test_dataloader())
+    data = make_data(folder, "test")
+    loaded = list(data.test_dataloader())
+    assert {batch["image"].dtype for batch in loaded} == {torch.uint8}
+    batches = finished(data, loaded)
     assert [set(batch) for batch in batches] == [{"image", "label", "index", "path"}] * 2
     assert [tuple(batch["image"].shape) for batch in batches] == [(4, 3, 8, 8), (1, 3, 8, 8)]
     assert {batch["image"].dtype for batch in batches} == {torch.float32}
@@ -123,14 +132,16 @@ def test_an_evaluation_batch_is_what_preprocessing_makes_of_the_rows(make_parque
 
 def test_validation_images_of_the_cut_belong_to_their_index_and_label(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 20})
-    (batch,) = make_data(folder, val_fraction=0.2).val_dataloader()
+    data = make_data(folder, val_fraction=0.2)
+    (batch,) = finished(data, data.val_dataloader())
     assert batch["label"].tolist() == [index % 3 for index in batch["index"].tolist()]
     assert torch.equal(batch["image"], transformed(folder, "train", batch["index"].tolist()))
 
 
 def test_without_augmentation_training_sees_the_evaluation_transform(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 10})
-    for batch in make_data(folder, augmentation=None).train_dataloader():
+    data = make_data(folder, augmentation=None)
+    for batch in finished(data, data.train_dataloader()):
         assert torch.equal(batch["image"], transformed(folder, "train", batch["index"].tolist()))
 
 
@@ -213,7 +224,8 @@ def test_without_mixing_labels_stay_hard(augmentation: Augmentation | None, make
 
 def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 4, "test": [-1, -1, -1]})
-    (batch,) = make_data(folder, "predict").predict_dataloader()
+    data = make_data(folder, "predict")
+    (batch,) = finished(data, data.predict_dataloader())
     assert set(batch) == {"image", "index", "path"}
     assert torch.equal(batch["image"], transformed(folder, "test", range(3)))
     with pytest.raises(ValueError, match="split 'test' has no labels"):
@@ -223,7 +235,7 @@ def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:
 def test_images_of_folders_know_their_paths(make_folders: MakeFiles) -> None:
     folder = make_folders("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png")
     data = make_data(folder, "test")
-    (batch,) = data.test_dataloader()
+    (batch,) = finished(data, data.test_dataloader())
     assert data.class_names == ["cat", "dog"]
     assert batch["path"] == [str(folder / "test/cat/3.png"), str(folder / "test/dog/4.png")]
     assert batch["label"].tolist() == [0, 1]
@@ -254,7 +266,7 @@ def test_images_of_all_kinds_make_a_batch(augmentation: Augmentation | None, tmp
     images = [encoded(Image.new(mode, size)) for mode, size in zip(modes, sizes, strict=True)]
     images += [encoded(Image.new("CMYK", (9, 9)), "JPEG"), encoded(Image.new("I;16", (9, 9)))]
     data = make_data(make_odd(tmp_path, images), val_split="test", batch_size=8, augmentation=augmentation)
-    (batch,) = data.train_dataloader()
+    (batch,) = finished(data, data.train_dataloader())
     assert batch["image"].shape == (8, 3, 8, 8)
     assert batch["image"].isfinite().all()
 
@@ -424,9 +436,77 @@ def test_batches_are_the_same_with_any_number_of_workers(make_parquet: MakeFiles
     drawn = []
     for workers in (0, 1, 2):
         data = make_data(folder, num_workers=workers, augmentation=Augmentation())
-        drawn.append(torch.stack([batch["image"] for batch in data.train_dataloader()]))
+        drawn.append(torch.stack([batch["image"] for batch in finished(data, data.train_dataloader())]))
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
+
+
+def test_a_trainer_gives_normalized_images_in_its_precision(make_parquet: MakeFiles, tmp_path: Path) -> None:
+    folder = make_parquet({"train": 8, "val": 4, "test": 4})
+    seen: dict[str, Any] = {}
+
+    class Task(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            seen["train"] = batch
+            return self.layer(batch["image"].mean().view(1, 1)).sum()
+
+        def validation_step(self, batch: Any, number: int) -> None:
+            seen["val"] = batch
+
+        def predict_step(self, batch: Any, number: int) -> None:
+            seen["predict"] = batch
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    augmentation = Augmentation(auto_augment=None, random_erasing=1.0)
+    data = ClassificationDataModule(
+        str(folder), batch_size=4, num_workers=0, preprocessing=SMALL, augmentation=augmentation
+    )
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(**quiet, accelerator="cpu", precision="64-true", fast_dev_run=True, default_root_dir=tmp_path)
+    trainer.fit(Task(), datamodule=data)
+    trainer.predict(Task(), datamodule=data)
+    assert {batch["image"].dtype for batch in seen.values()} == {torch.float64}
+    assert seen["train"]["label"].dtype == torch.float64  # soft
+    assert "patch" not in seen["train"]
+    for part, split in (("val", "validation"), ("predict", "test")):
+        expected = transformed(folder, split, range(4))
+        assert torch.equal(seen[part]["image"], expected.double())
+
+
+def test_what_is_erased_is_a_function_of_seed_epoch_image_and_repeat(make_parquet: MakeFiles) -> None:
+    erased = Augmentation(auto_augment=None, random_erasing=1.0, mixup=0.0, cutmix=0.0)
+    data = make_data(make_parquet({"train": 6, "val": 1}), augmentation=erased)
+    draws = [Draw(epoch=1, position=position, repeat=0) for position in (3, 0, 5)]
+
+    def batch(draws: list[Draw]) -> torch.Tensor:
+        images = collate(data.images["train"].__getitems__(draws))
+        return data.on_after_batch_transfer(images, 0)["image"]
+
+    expected = batch(draws)
+    torch.rand(1)
+    assert torch.equal(batch(draws[::-1]), expected.flip(0))  # neither of the batch nor of its order
+    again = batch([draw._replace(repeat=1) for draw in draws])
+    assert not any(torch.equal(*pair) for pair in zip(again, expected, strict=True))
+
+
+def test_patches_stay_on_the_host(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 6, "val": 1}), augmentation=Augmentation(random_erasing=1.0))
+    batch = next(iter(data.train_dataloader()))
+    moved = data.transfer_batch_to_device(dict(batch), torch.device("meta"), 0)
+    assert moved["image"].device.type == "meta"
+    assert moved["patch"] is batch["patch"]
+
+
+def test_loader_processes_of_training_alone_outlast_an_epoch(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 8, "val": 4}), num_workers=1)
+    assert data.train_dataloader().persistent_workers
+    assert not data.val_dataloader().persistent_workers
 
 
 def test_a_mixture_is_a_function_of_seed_epoch_batch_and_process(make_parquet: MakeFiles) -> None:
@@ -546,7 +626,7 @@ def test_an_unreadable_image_is_not_counted_in_evaluation(make_folders: MakeFile
     images = images_of(damaged(make_folders, [2]), 1, replace=False)
     sample = images[2]
     assert (sample["index"], sample["label"], sample["path"]) == (-1, 0, "")
-    assert torch.equal(sample["image"], torch.zeros(3, 8, 8))
+    assert torch.equal(sample["image"], torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert "cat/2.png" in sample["unreadable"]
     assert [images[position]["index"] for position in (1, 3)] == [1, 3]
 

@@ -88,7 +88,7 @@ def test_each_index_has_its_image_and_label(folder: Path) -> None:
         ):
             assert label == index % 2
             assert path == f"{index}.png"
-            assert torch.equal(image, SMALL(Image.new("RGB", (8, 8), (index, 255 - index, 0))))
+            assert torch.equal(image, SMALL.pixels(Image.new("RGB", (8, 8), (index, 255 - index, 0))))
 
 
 def test_the_order_follows_seed_and_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

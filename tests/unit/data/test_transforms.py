@@ -9,7 +9,14 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.data.transforms import (
+    Augmentation,
+    BatchMix,
+    PatchDraw,
+    erase,
+    reference_transform,
+    train_transform,
+)
 from scalablevit_pl.preprocessing import Preprocessing
 
 CLASSES = 10
@@ -23,6 +30,19 @@ def seed(value: int) -> None:
 
 def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def assert_equal_but_for_the_patch(ours: Tensor, theirs: Tensor, patch: Tensor, normalized: Preprocessing) -> None:
+    """Compare bytes and the patch drawn after them with what timm makes: normalized, noise in the patch."""
+    assert ours.dtype == torch.uint8
+    top, left, height, width, _ = patch.tolist()
+    expected = normalized.normalize(ours)
+    theirs = theirs.clone()
+    for image in (expected, theirs):
+        inside = image[:, top : top + height, left : left + width]
+        assert image is expected or height == 0 or inside.unique().numel() > 0.99 * inside.numel()
+        inside.zero_()
+    assert torch.equal(expected, theirs)
 
 
 def mixed(augmentation: Augmentation, batch: int, value: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +63,7 @@ def test_the_defaults_are_the_recipe_of_deit() -> None:
     default = Augmentation()
     assert (default.mixup, default.cutmix, default.mix_prob, default.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     image = noise(70, 50)
-    ours = train_transform(Preprocessing(), default)
+    ours, draw_patch = train_transform(Preprocessing(), default), PatchDraw(default.random_erasing, 224)
     theirs = create_transform(
         224,
         is_training=True,
@@ -58,7 +78,7 @@ def test_the_defaults_are_the_recipe_of_deit() -> None:
         seed(value)
         expected = theirs(image)
         seed(value)
-        assert torch.equal(ours(image), expected)
+        assert_equal_but_for_the_patch(ours(image), expected, draw_patch(), Preprocessing())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +92,7 @@ def test_the_defaults_are_the_recipe_of_deit() -> None:
 def test_the_transform_is_timms(augmentation: Augmentation) -> None:
     image = noise(41, 33)
     preprocessing = Preprocessing(24, 0.9, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    ours = train_transform(preprocessing, augmentation)
+    ours, draw_patch = train_transform(preprocessing, augmentation), PatchDraw(augmentation.random_erasing, 24)
     theirs = create_transform(
         24,
         is_training=True,
@@ -93,14 +113,37 @@ def test_the_transform_is_timms(augmentation: Augmentation) -> None:
         seed(value)
         actual = ours(image)
         assert actual.shape == (3, 24, 24)
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, expected)
+        assert_equal_but_for_the_patch(actual, expected, draw_patch(), preprocessing)
+        seed(value)
+        assert torch.equal(reference_transform(preprocessing, augmentation)(image), expected)
+
+
+def test_patches_are_as_often_and_as_large_as_timms_and_their_noise_is_normal() -> None:
+    draw = PatchDraw(0.25, 64)
+    seed(0)
+    patches = torch.stack([draw() for _ in range(4000)])
+    filled = patches[patches[:, 2] > 0]
+    assert len(filled) / 4000 == pytest.approx(0.25, abs=0.03)
+    areas = filled[:, 2] * filled[:, 3] / 64**2
+    assert 0.015 < areas.min() < 0.03
+    assert 0.3 < areas.max() < 0.35
+    images = torch.full((200, 3, 64, 64), 9.0)
+    erase(images, filled[:200])
+    noise = images[images != 9.0]
+    assert noise.numel() == int((3 * filled[:200, 2] * filled[:200, 3]).sum())
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
+    assert noise.std().item() == pytest.approx(1.0, abs=0.01)
+    again = torch.full((1, 3, 64, 64), 9.0)
+    erase(again, filled[7:8])
+    assert torch.equal(again[0], images[7])
 
 
 def test_without_any_variation_the_whole_image_is_seen() -> None:
     still = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, None, 0.0)
     image, preprocessing = noise(24, 24), Preprocessing(24, 1.0)
-    assert torch.equal(train_transform(preprocessing, still)(image), preprocessing(image))
+    pixels = train_transform(preprocessing, still)(image)
+    assert torch.equal(pixels, preprocessing.pixels(image))
+    assert torch.equal(preprocessing.normalize(pixels), preprocessing(image))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 9])
@@ -190,7 +233,7 @@ def test_no_level_of_a_policy_is_too_strong(policy: str) -> None:
     image = noise(20, 20)
     for value in range(300):
         seed(value)
-        assert transform(image).isfinite().all()
+        assert transform(image).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 4, 8])

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.data.transforms import Augmentation, BatchMix, train_transform
+from scalablevit_pl.data.transforms import Augmentation, BatchMix, PatchDraw, train_transform
 from scalablevit_pl.models import create_model
 from scalablevit_pl.optim import WarmupCosineSchedule
 from scalablevit_pl.preprocessing import Preprocessing
@@ -42,7 +42,8 @@ def photo() -> Image.Image:
 
 
 def test_the_transform_is_timm_s_with_the_recipe_s_values() -> None:
-    ours = train_transform(Preprocessing(input_size=48), Augmentation())
+    preprocessing, augmentation = Preprocessing(input_size=48), Augmentation()
+    ours, draw_patch = train_transform(preprocessing, augmentation), PatchDraw(augmentation.random_erasing, 48)
     theirs = create_transform(
         48,
         is_training=True,
@@ -57,9 +58,13 @@ def test_the_transform_is_timm_s_with_the_recipe_s_values() -> None:
     image, seen = photo(), []
     for number in range(12):
         seed(number)
-        seen.append(ours(image))
+        seen.append(preprocessing.normalize(ours(image)))
+        top, left, height, width, _ = draw_patch().tolist()
         seed(number)
-        assert torch.equal(seen[-1], theirs(image)), number
+        expected = theirs(image)
+        for image_of in (seen[-1], expected):  # the noise of random erasing is drawn elsewhere
+            image_of[:, top : top + height, left : left + width] = 0.0
+        assert torch.equal(seen[-1], expected), number
     assert not torch.equal(seen[0], seen[1])
 
 
