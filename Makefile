@@ -10,8 +10,8 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # A file's tests stay together, so that what they share is made once; the long files come first.
 FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
-.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading benchmark-check \
-    benchmark-networks clean
+.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading benchmark-loader \
+    benchmark-check benchmark-networks clean
 
 # Train nano on the sample, test it, and say where the pictures are.
 quickstart: $(VENV)/.installed
@@ -69,6 +69,11 @@ build/fashion_mnist/test.parquet: | $(VENV)/.installed
 # How long a model takes to load, and how much memory, against the least that torch and safetensors need.
 benchmark-loading: $(VENV)/.installed
 	$(BIN)/python benchmarks/loading.py
+
+# Images a second and core of the train loader, against ImageFolder with timm's transform.
+PHOTOS ?= /usr/share/backgrounds
+benchmark-loader: $(VENV)/.installed
+	$(BIN)/python benchmarks/loader.py --photos $(PHOTOS)
 
 # Whether the networks have become slower than they were, by ratios to references; about a minute.
 benchmark-check: $(VENV)/.installed

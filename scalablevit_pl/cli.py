@@ -113,6 +113,13 @@ def run(command: str, options: list[str]) -> int:
 
         plot_runs(options)
         return 0
+    if command == "profile" and options[:1] == ["data"]:
+        from scalablevit_pl import profile_data
+
+        own, options = profile_data.read_options(options[1:])
+        sys.argv[1:] = ["fit", *settle("fit", options)]
+        profile_data.profile_data(own)
+        return 0
     if command == "profile":
         from scalablevit_pl.profile import profile
 

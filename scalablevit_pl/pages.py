@@ -235,7 +235,7 @@ best top-5, last training loss, images per second.
 
 PROFILE_HELP = """\
 usage: scalablevit profile MODEL [MODEL ...] [OPTIONS]
-       scalablevit profile data [OPTIONS]
+       scalablevit profile data --config RECIPE [OPTIONS]
 
 Measure what networks cost, in one run and in turns: parameters, multiply-adds,
 images/s and latency with their spread, peak memory, and the part of the pace of
@@ -262,10 +262,12 @@ the device's own matrix products that is reached.
   --plot FILE            a picture (.png): throughput by batch, and published
                          accuracy by throughput
 
-loading of data
-  --config FILE          a recipe, or one of those that come with the package
-  --workers INTS         loader processes, such as 0,1,2
-  --seconds FLOAT        how long each is measured
+data: the train loader of a fit, against torchvision's ImageFolder with timm's
+transform, and what each stage of it takes; options of fit, and
+  --workers INTS         loader processes (default: 0,1,2)
+  --seconds FLOAT        how long each is watched in a round (default: 5)
+  --rounds INT           how often each is measured (default: 5)
+  --images INT           images to measure with (default: 1024)
   --json FILE|-          as above
 
   --traceback            show where an error came from
@@ -274,6 +276,7 @@ examples:
   scalablevit profile scalablevit_s swin_tiny_patch4_window7_224 twins_svt_small
   scalablevit profile scalablevit_s scalablevit_b --mode train \\
       --precision bf16 --batch-size 32,64,128 --compile false,true --plot x.png
+  scalablevit profile data --config recipes/quickstart.yaml
 """
 
 AVERAGE = "  --average ema|none         averaged or raw weights (default: averaged if any)\n"

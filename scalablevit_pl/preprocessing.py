@@ -61,10 +61,11 @@ def _open(source: bytes | str | Path) -> Image.Image:
         ImageFile.LOAD_TRUNCATED_IMAGES
     ):  # a global of Pillow that some libraries set: half an image would pass for whole
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if source == b"":
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()  # Pillow would read it bit by bit
+    if not content:
         raise ValueError("it is empty")
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("it is no image of a known format") from error
     image.load()

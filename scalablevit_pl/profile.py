@@ -25,16 +25,11 @@ BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 128]}
 
 
 def profile(words: list[str]) -> None:
-    """Run `scalablevit profile MODEL [MODEL …] [OPTIONS]`, or `scalablevit profile data [OPTIONS]`.
+    """Run `scalablevit profile MODEL [MODEL …] [OPTIONS]`.
 
     Raises:
         ValueError: If a network or a value is unknown, a file cannot be written, or nothing could be measured.
     """
-    if words[:1] == ["data"]:
-        from scalablevit_pl.profiling.loading import profile_data
-
-        profile_data(words[1:])
-        return
     options = read_options(words)
     check_networks(options.networks)
     if options.threads:

@@ -119,15 +119,24 @@ class DatasetImages(Dataset[dict[str, Any]]):
         Raises:
             UnreadableImageError: If it cannot be decoded.
         """
+        source, path = self.stored(index)
+        return decode_image(source, path if source == path else f"row {index} of split {self.split!r}"), path
+
+    def stored(self, index: int) -> tuple[bytes | str, str]:
+        """Return what a row stores of its image, encoded bytes or the path of a file, and the path it names or "".
+
+        Raises:
+            UnreadableImageError: If it names a file outside the data set.
+        """
         stored = self._tables[index][self.image_column][0].as_py() or {}
         path, content = stored.get("path") or "", stored.get("bytes")
         if content is not None or not path:
-            return decode_image(content or b"", f"row {index} of split {self.split!r}"), path
+            return content or b"", path
         # Links inside the folder are its owner's, and not resolved; a path out of it is the data's doing.
         absolute = Path(os.path.abspath(path))  # noqa: PTH100
         if self.root is None or not absolute.is_relative_to(self.root):
             raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
-        return decode_image(path), path
+        return path, path
 
     def _stand_in(self, item: int | Draw, error: UnreadableImageError) -> dict[str, Any]:
         """Return what is taken in the place of an unreadable image.

@@ -14,6 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.diagnosis.finding import Finding, gigabytes
+from scalablevit_pl.profiling.pace import time_loader
+
+__all__ = ["check_loader", "check_step", "memory_remedy", "quiet", "time_loader", "time_steps"]
 
 FIRST_BATCH = 2  # on a CPU, where a whole batch of a large network may take minutes
 WARM_UP = 2  # steps in which memory is found and kernels are chosen
@@ -35,28 +38,6 @@ class StepSpeed:
     batch_size: int
     device: torch.device
     memory: int | None = None
-
-
-def time_loader(loader: DataLoader[Any], seconds: float) -> float:
-    """Return the images a second that a loader gives to somebody who only waits for them.
-
-    Args:
-        loader: Is begun, and left after that time.
-        seconds: How long it is watched; the batch that is on its way then is waited for.
-    """
-    start = time.perf_counter()
-    arrivals: list[float] = []
-    sizes: list[int] = []
-    for batch in loader:
-        arrivals.append(time.perf_counter())
-        sizes.append(len(batch["image"]))
-        if arrivals[-1] - start > seconds:
-            break
-    # All loader processes begin at once: what comes after the first batch of each is their pace.
-    first = max(1, loader.num_workers)
-    if len(arrivals) > first:
-        return sum(sizes[first:]) / (arrivals[-1] - arrivals[first - 1])
-    return sum(sizes) / (arrivals[-1] - start)
 
 
 def time_steps(task: Any, trainer: pl.Trainer, batch_size: int, input_size: int, seconds: float) -> StepSpeed:

@@ -1,0 +1,243 @@
+"""Loaders of the same images, ours and torchvision's with timm's transform, and the stages of ours."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+
+from scalablevit_pl.data import ClassificationDataModule
+from scalablevit_pl.data.images import collate
+from scalablevit_pl.data.samplers import Draw
+from scalablevit_pl.data.transforms import reference_transform
+from scalablevit_pl.preprocessing import decode_image
+from scalablevit_pl.profiling.pace import time_loader
+from scalablevit_pl.randomness import preserved, seed_generators
+
+STAGES = ("read", "decode", "crop", "augment", "collate", "transfer")
+STAGE_BATCH = 64  # images that go through all stages in a round
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of what several rounds measured."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarize at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images a second with a number of loader processes.
+
+    Attributes:
+        workers: Loader processes; 0 for none.
+        ours: Of the configuration's train loader.
+        theirs: Of `ImageFolder` with timm's transform, over the same images.
+        ratio: Ours over theirs, round by round.
+    """
+
+    workers: int
+    ours: Spread
+    theirs: Spread
+    ratio: Spread
+
+
+class Source:
+    """Some training images of a datamodule, as they are stored and as files of a class-folder tree.
+
+    Args:
+        datamodule: After `setup("fit")`; what it trains on is reduced to these images, except for a stream.
+        count: How many images at most; a batch at least.
+        folder: An empty folder for the tree.
+
+    Raises:
+        ValueError: If one of the images cannot be read.
+    """
+
+    def __init__(self, datamodule: ClassificationDataModule, count: int, folder: Path) -> None:
+        self.datamodule = datamodule
+        self.folder = folder
+        count = max(count, datamodule.batch_size)
+        self.streaming = datamodule.streaming
+        if not self.streaming:
+            images = copy.copy(datamodule.images["train"])
+            every = max(1, len(images) // count)
+            images.indices = images.indices[: every * count : every]
+            datamodule.images["train"] = images
+        self.encoded = [self._content(stored) for stored in self.stored(count)]
+        for number, (content, label) in enumerate(self.encoded):
+            place = folder / f"{label:05}"
+            place.mkdir(exist_ok=True)
+            (place / f"{number:07}.jpg").write_bytes(content)  # Pillow looks at the content, not at the name
+
+    def stored(self, count: int) -> "list[tuple[bytes | str, int]]":
+        """Read up to so many images as they are stored, each with its label."""
+        stream = self.datamodule._stream
+        if stream is not None:
+            rows = stream._rows(list(range(len(stream.files))))
+            return [
+                ((row[stream.image_column] or {}).get("bytes") or b"", row[stream.label_column])
+                for _, row in islice(rows, count)
+            ]
+        images = self.datamodule.images["train"]
+        labels: Any = images.labels
+        return [(images.stored(int(index))[0], int(labels[index])) for index in islice(images.indices, count)]
+
+    @staticmethod
+    def _content(stored: tuple[bytes | str, int]) -> tuple[bytes, int]:
+        source, label = stored
+        return (source if isinstance(source, bytes) else Path(source).read_bytes()), label
+
+
+class Loaders:
+    """Makes loaders of the same images, batch size and augmentation.
+
+    Args:
+        source: The images.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        datamodule = source.datamodule
+        augmentation = datamodule.augmentation
+        transform = (
+            datamodule.preprocessing
+            if augmentation is None
+            else reference_transform(datamodule.preprocessing, augmentation)
+        )
+        self.images = ImageFolder(str(source.folder), transform)
+
+    def ours(self, workers: int) -> DataLoader[Any]:
+        """Make the train loader of the configuration.
+
+        Raises:
+            ValueError: If the images do not fill a batch, or a stream's files cannot be shared out.
+        """
+        datamodule = self.source.datamodule
+        datamodule.num_workers = workers
+        if self.source.streaming:
+            datamodule.setup("fit")  # which shares the files out
+        return datamodule.train_dataloader()
+
+    def theirs(self, workers: int) -> DataLoader[Any]:
+        """Make the loader that ours is compared with."""
+        return DataLoader(
+            self.images,
+            self.source.datamodule.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate_pairs,
+        )
+
+
+def _collate_pairs(samples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:
+    images, labels = default_collate(samples)
+    return {"image": images, "label": labels}
+
+
+def compare(loaders: Loaders, workers: int, rounds: int, seconds: float) -> Comparison:
+    """Measure both loaders in turns, so that what disturbs one disturbs the other.
+
+    Args:
+        loaders: Makes them.
+        workers: Loader processes.
+        rounds: How often each is measured.
+        seconds: How long each is watched in a round; never beyond an epoch.
+    """
+    ours, theirs = list[float](), list[float]()
+    for number in range(rounds):
+        turns: list[tuple[list[float], Callable[[int], DataLoader[Any]]]] = [
+            (ours, loaders.ours),
+            (theirs, loaders.theirs),
+        ]
+        # Each goes first in every other round, since what comes first may find the machine at rest.
+        for rates, make in turns if number % 2 else reversed(turns):
+            with _one_thread():
+                rates.append(time_loader(make(workers), seconds))
+    ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
+    return Comparison(workers, Spread.of(ours), Spread.of(theirs), Spread.of(ratios))
+
+
+@contextmanager
+def _one_thread() -> Any:
+    """Let torch use one thread, as in a loader process, also where there is none."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def time_stages(source: Source, rounds: int) -> dict[str, Spread]:
+    """Measure the seconds an image takes in each stage of our loader, in one thread.
+
+    `read` gets what is stored, `decode` makes pixels of it, `crop` cuts and resizes, `augment` seeds and varies (all of
+    the evaluation transform is in `crop`), `collate` makes a batch of bytes, and `transfer` copies it to the GPU, if
+    there is one, and normalizes, erases and mixes it there.
+    """
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for number in range(rounds + 1):
+        with _one_thread(), preserved():
+            found = _pass_stages(source, number)
+        if number > 0:  # the first one warms up
+            for stage, seconds in zip(STAGES, found, strict=True):
+                times[stage].append(seconds)
+    return {stage: Spread.of(values) for stage, values in times.items()}
+
+
+def _pass_stages(source: Source, number: int) -> list[float]:
+    datamodule = source.datamodule
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = getattr(datamodule._train_transform(), "transforms", None)
+    crop, augment, finish = (steps[0], steps[1:-1], steps[-1]) if steps else (datamodule.preprocessing.pixels, [], None)
+    draw_patch = datamodule._draw_patch()
+    moments = [time.perf_counter()]
+
+    def done() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        moments.append(time.perf_counter())
+
+    stored = [source._content(one) for one in source.stored(STAGE_BATCH)]
+    done()
+    images: list[Any] = [decode_image(content) for content, _ in stored]
+    done()
+    seed_generators(number)
+    images = [crop(image) for image in images]
+    done()
+    patches = []
+    for position, image in enumerate(images):
+        seed_generators(*Draw(number, position, 0))
+        for step in augment:
+            image = step(image)
+        images[position] = image
+        patches.append({} if draw_patch is None else {"patch": draw_patch()})
+    done()
+    batch = collate(
+        [
+            {"image": image if finish is None else finish(image), "label": label, "index": 0, "path": ""} | patch
+            for image, (_, label), patch in zip(images, stored, patches, strict=True)
+        ]
+    )
+    done()
+    datamodule.on_after_batch_transfer(datamodule.transfer_batch_to_device(batch, device, 0), 0)
+    done()
+    return [(end - start) / len(stored) for start, end in pairwise(moments)]
