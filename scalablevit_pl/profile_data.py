@@ -25,7 +25,7 @@ def profile_data(own: SimpleNamespace) -> None:
     Raises:
         ValueError: If the data cannot be loaded, or no loader can be made of them.
     """
-    datamodule = _load(FitPlan())
+    datamodule = _load(FitPlan(), own.workers[0])
     with tempfile.TemporaryDirectory() as folder:
         source = Source(datamodule, own.images, Path(folder))
         loaders = Loaders(source)
@@ -70,7 +70,7 @@ def _counts(text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
-def _load(plan: FitPlan) -> ClassificationDataModule:
+def _load(plan: FitPlan, workers: int) -> ClassificationDataModule:
     """Load the training data as a fit does.
 
     Raises:
@@ -87,5 +87,6 @@ def _load(plan: FitPlan) -> ClassificationDataModule:
     datamodule.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]  # which splits
     datamodule.prepare_data()
     datamodule.trainer = None
+    datamodule.num_workers = workers  # by which a stream shares out its files
     datamodule.setup("fit")
     return datamodule
