@@ -13,7 +13,7 @@ import timm
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
@@ -117,9 +117,14 @@ def test_a_fused_optimizer_is_not_clipped_where_the_loss_is_scaled(fit: Fit) -> 
         fit(task, **options)
 
 
-def trained(network: nn.Module, fit: Fit, **options: Any) -> tuple[ClassificationTask, pl.Trainer]:
+ADAMW = partial(AdamW, lr=1e-3)
+
+
+def trained(
+    network: nn.Module, fit: Fit, optimizer: Any = ADAMW, **options: Any
+) -> tuple[ClassificationTask, pl.Trainer]:
     torch.manual_seed(0)
-    task = ClassificationTask(network, partial(AdamW, lr=1e-3), SCHEDULE, None, **options)
+    task = ClassificationTask(network, optimizer, SCHEDULE, None, **options)
     return task, fit(task)
 
 
@@ -140,9 +145,13 @@ def test_a_compiled_network_learns_the_same_under_the_same_names(
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **options: compile_(*args, **options, backend=backend))
-    plain, _ = trained(copy.deepcopy(network), fit)
+    # Compiled, windows are masked in the place of being cut, which rounds otherwise. AdamW would make whole steps of
+    # that where a gradient is nothing but rounding, as those of keys' biases are.
+    optimizer = partial(SGD, lr=0.1)
+    plain, _ = trained(copy.deepcopy(network), fit, optimizer)
     assert not graphs
-    task, trainer = trained(network, fit, compile=True)
+    assert any(not torch.equal(*pair) for pair in zip(plain.network.parameters(), network.parameters(), strict=True))
+    task, trainer = trained(network, fit, optimizer, compile=True)
     assert graphs
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
