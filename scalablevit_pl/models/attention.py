@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WindowPad = Literal["mask", "zero"]
+# Some kernels count the samples of a batch on an axis of a GPU's grid that goes no further, and windows are samples
+# here: https://github.com/pytorch/pytorch/issues/142228.
+LARGEST_BATCH = 65535
 
 
 def attend(
@@ -26,6 +29,10 @@ def attend(
     Returns:
         `(B, heads, N, E)`.
     """
+    if query.shape[0] > LARGEST_BATCH:
+        parts = [query, key, value] if mask is None else [query, key, value, mask]
+        pieces = zip(*(part.split(LARGEST_BATCH) for part in parts), strict=True)
+        return torch.cat([attend(q, k, v, scale, dropout, *rest) for q, k, v, *rest in pieces])
     width = value.shape[-1]
     surplus = query.shape[-1] - width
     # Fused kernels want one width. Zeros add nothing to the products, and the value's extra columns are cut off again.
@@ -120,6 +127,11 @@ class ScalableSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend from every token to the reduced map: `(B, H, W, C)` to `(B, H, W, C)`."""
+        output: Tensor = self.drop(self.proj(self._attend(tokens)))
+        return output
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Do all before the output projection, which needs none of what is held here."""
         batch, height, width, _ = tokens.shape
         if self.spatial_ratio > 1:
             reduced = self._reduce(tokens)
@@ -133,9 +145,7 @@ class ScalableSelfAttention(nn.Module):
             self.scale,
             self.attn_drop_rate if self.training else 0.0,
         )
-        merged = attended.transpose(1, 2).reshape(batch, height, width, self.proj.in_features)
-        output: Tensor = self.drop(self.proj(merged))
-        return output
+        return attended.transpose(1, 2).reshape(batch, height, width, self.proj.in_features)
 
     def _reduce(self, tokens: Tensor) -> Tensor:
         """Shrink `(B, H, W, C)` to `(B, ceil(H / s), ceil(W / s), C')`; the padding keeps every token in some patch."""
@@ -196,15 +206,19 @@ class InteractiveWindowSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend inside windows and mix the values across them: `(B, H, W, C)` to `(B, H, W, C)`."""
+        output: Tensor = self.drop(self.proj(self._attend(tokens)))
+        return output
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Do all before the output projection, which needs none of what is held here."""
         if self.window_pad == "zero":
             attended, value = self._attend_padded(tokens)
         elif torch.compiler.is_compiling():
             attended, value = self._attend_padded(tokens, masked=True)
         else:
             attended, value = self._attend_regions(tokens)
-        interaction = self.lim(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        output: Tensor = self.drop(self.proj(attended + interaction))
-        return output
+        interaction: Tensor = self.lim(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return attended + interaction
 
     def _attend_padded(self, tokens: Tensor, masked: bool = False) -> tuple[Tensor, Tensor]:
         """Attend inside the windows of a map that is filled up with zero tokens, which do not answer where masked.
@@ -221,12 +235,10 @@ class InteractiveWindowSelfAttention(nn.Module):
             there = (rows[:, None] < height) & (columns < width)
             mask = there.view(tall // side, side, wide // side, side).transpose(1, 2).reshape(-1, 1, 1, side * side)
             mask = mask.repeat(tokens.shape[0], 1, 1, 1)
-        attended, value = self._attend_windows(padded, mask)
-        # Always a copy: whether it is needed would bind a compiled graph to the size.
-        return (
-            attended[:, :height, :width].clone(memory_format=torch.contiguous_format),
-            value[:, :height, :width].clone(memory_format=torch.contiguous_format),
-        )
+        attended, value = (part[:, :height, :width] for part in self._attend_windows(padded, mask))
+        if torch.compiler.is_compiling():  # whether they are contiguous would bind the graph to the size: copies are
+            attended, value = (part.clone(memory_format=torch.contiguous_format) for part in (attended, value))
+        return attended, value
 
     def _attend_regions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Attend inside the windows of a map of any size: `(B, H, W, C)` to attention and values, each `(B, H, W, C)`.

@@ -122,10 +122,10 @@ class ScalableViTBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(B, H, W, C)` to `(B, H, W, C)`."""
-        attended: Tensor = self.drop_path(self.attn(self.norm1(tokens)))
-        tokens = tokens + attended
-        transformed: Tensor = self.drop_path(self.mlp(self.norm2(tokens)))
-        return tokens + transformed
+        # Without names for what is added, which would hold its memory till the end.
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        output: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return output
 
 
 class ScalableViTStage(nn.Module):

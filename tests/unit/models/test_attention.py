@@ -236,6 +236,24 @@ def test_attend_takes_values_of_any_width(value_width: int) -> None:
     assert_close(attend(query, key, value, 0.7), expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend_takes_more_samples_than_kernels_do(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(7, 3, 5, 8), torch.randn(7, 3, 6, 8), torch.randn(7, 3, 6, 4)
+    mask = torch.rand(7, 1, 1, 6) < 0.7 if masked else None
+    expected, sizes = attend(query, key, value, 0.7, mask=mask), []
+    kernel = F.scaled_dot_product_attention
+
+    def counted(*inputs: Any, **options: Any) -> Tensor:
+        sizes.append(len(inputs[0]))
+        return kernel(*inputs, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr("scalablevit_pl.models.attention.LARGEST_BATCH", 3)
+    assert_close(attend(query, key, value, 0.7, mask=mask), expected)
+    assert sizes == [3, 3, 1]
+
+
 def test_attend_drops_weights_and_scales_the_others_up() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 3, 40, 8), torch.randn(2, 3, 30, 8), torch.eye(30).expand(2, 3, 30, 30)
