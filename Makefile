@@ -10,8 +10,8 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # A file's tests stay together, so that what they share is made once; the long files come first.
 FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
-.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-loading benchmark-loader \
-    benchmark-check benchmark-networks clean
+.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-imports benchmark-loading \
+    benchmark-loader benchmark-check benchmark-networks clean
 
 # Train nano on the sample, test it, and say where the pictures are.
 quickstart: $(VENV)/.installed
@@ -65,6 +65,10 @@ build/fashion_mnist/test.parquet: | $(VENV)/.installed
 	    "download https://github.com/zalandoresearch/fashion-mnist and set FASHION_MNIST=..."; exit 1; }
 	$(BIN)/python -m scalablevit_pl.data.samples.make_fashion_mnist_sample --idx $(FASHION_MNIST) \
 	    --out build/fashion_mnist --train-per-class 6000 --test-per-class 1000
+
+# How long the import of the networks takes, against that of torch.
+benchmark-imports: $(VENV)/.installed
+	$(BIN)/python benchmarks/imports.py
 
 # How long a model takes to load, and how much memory, against the least that torch and safetensors need.
 benchmark-loading: $(VENV)/.installed
