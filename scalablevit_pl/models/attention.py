@@ -31,7 +31,7 @@ def attend(
     """
     if query.shape[0] > LARGEST_BATCH:
         parts = [query, key, value] if mask is None else [query, key, value, mask]
-        pieces = zip(*(part.split(LARGEST_BATCH) for part in parts), strict=True)
+        pieces = zip(*(torch.split(part, LARGEST_BATCH) for part in parts), strict=True)
         return torch.cat([attend(q, k, v, scale, dropout, *rest) for q, k, v, *rest in pieces])
     width = value.shape[-1]
     surplus = query.shape[-1] - width

@@ -64,7 +64,11 @@ class PositionEncodingGenerator(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them, on each token alone."""
+    """Two linear layers with an exact GELU between them, on each token alone.
+
+    Without gradients the GELU is computed in place: the widest tensor of the network is then held once, not twice. A
+    hook that keeps the output of `fc1` in inference has to keep a copy.
+    """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -74,8 +78,9 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(…, C)` to `(…, C)`."""
-        hidden = self.drop(F.gelu(self.fc1(tokens)))
-        output: Tensor = self.drop(self.fc2(hidden))
+        hidden: Tensor = self.fc1(tokens)
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        output: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return output
 
 

@@ -17,7 +17,8 @@ from scalablevit_pl.models import (
     scalablevit_nano,
 )
 from scalablevit_pl.models.attention import WindowPad
-from scalablevit_pl.models.blocks import DropPath, PatchEmbed, PositionEncodingGenerator, ScalableViTBlock
+from scalablevit_pl.models.blocks import DropPath, Mlp, PatchEmbed, PositionEncodingGenerator, ScalableViTBlock
+from scalablevit_pl.profiling.memory import peak_of_call
 
 TINY: dict[str, Any] = {"embed_dims": (4, 8, 12, 16), "num_heads": (1, 2, 3, 4), "depths": (2, 3, 4, 2)}
 # Adding a constant to all keys adds it to a whole row of the softmax, which ignores it.
@@ -359,6 +360,19 @@ def test_rates_out_of_range_are_named(argument: str, rate: float) -> None:
 def test_stages_that_do_not_fit_together_are_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         tiny(**arguments)
+
+
+def test_mlps_compute_the_same_with_and_without_gradients() -> None:
+    torch.manual_seed(0)
+    mlp, tokens = Mlp(6, 24), 3.0 * torch.randn(2, 5, 6)
+    hidden = tokens @ mlp.fc1.weight.T + mlp.fc1.bias
+    expected = (0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))) @ mlp.fc2.weight.T + mlp.fc2.bias
+    torch.testing.assert_close(mlp(tokens), expected, rtol=0, atol=1e-5)
+    kept = tokens.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(tokens), expected, rtol=0, atol=1e-5)
+        assert peak_of_call(lambda: mlp(tokens), torch.device("cpu")) == 4 * (2 * 5 * 24 + 2 * 5 * 6)
+    assert torch.equal(tokens, kept)
 
 
 @pytest.mark.parametrize(
