@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from scalablevit_pl.models import (
     InteractiveWindowSelfAttention,
@@ -392,6 +393,19 @@ def test_the_network_is_one_graph_with_the_same_gradients(mode: str, backend: st
     ours = torch.autograd.grad(compiled(image)[-1].square().sum(), list(model.parameters()))
     for gradient, reference in zip(ours, plain, strict=True):
         assert (gradient - reference).norm() <= 1e-4 * reference.norm() + 1e-5
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_network_is_one_graph_for_images_of_open_size() -> None:
+    model = tiny(depths=(2, 2, 1, 2)).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in [(256, 320), (300, 401), (448, 672), (512, 288)]:
+        image = torch.randn(2, 3, *size)
+        for ours, plain in zip(compiled(image), model(image), strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=3e-5)
+    assert counter.frame_count == 1
 
 
 @torch.no_grad()
