@@ -2,7 +2,13 @@
 
 import argparse
 import difflib
+import os
+import re
+from pathlib import Path
 from typing import Never
+
+# A number, or several with commas between them: no option is called so.
+NEGATIVE = re.compile(r"-(\d|\.\d|inf\b|nan\b)[\w.,+-]*")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -30,9 +36,30 @@ class OptionParser(argparse.ArgumentParser):
             ValueError: If an option is unknown, or a value is missing or wrong.
         """
         known = [option for action in self._actions for option in action.option_strings]
+        words: list[str] = []
         for option in options:
+            if NEGATIVE.fullmatch(option):
+                if words and words[-1] in known:
+                    words[-1] += f"={option}"  # else the standard library takes some of them for options
+                else:
+                    words.append(option)
+                continue
             name = option.partition("=")[0]
             if name.startswith("-") and name != "-" and name not in known:  # that is a file: the screen
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown option {name}: did you mean {near}?")
-        return self.parse_intermixed_args(options)
+            words.append(option)
+        return self.parse_intermixed_args(words)
+
+
+def check_output(option: str, path: Path) -> None:
+    """See that a file can be written where an option says.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    folder = path.parent
+    if not path.name or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{option} {str(path)!r} must be the name of a file in a folder that exists and can be written"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from scalablevit_pl.arguments import OptionParser
+from scalablevit_pl.arguments import OptionParser, check_output
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.fit_plan import FitPlan
 from scalablevit_pl.profiling.loader import Comparison, Loaders, Source, compare, time_stages
@@ -57,8 +57,8 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
         raise ValueError(f"--seconds must be above 0 and below 3600, got {own.seconds:g}")
     if own.rounds < 1 or own.images < 1:
         raise ValueError(f"--rounds and --images must be at least 1, got {own.rounds} and {own.images}")
-    if own.json is not None and str(own.json) != "-" and not own.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {str(own.json)!r} must be the name of a file in a folder that exists, or -")
+    if own.json is not None and str(own.json) != "-":
+        check_output("--json", own.json)
     return own, others
 
 

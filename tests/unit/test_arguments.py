@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit_pl.arguments import OptionParser
+from scalablevit_pl.arguments import OptionParser, check_output
 
 
 @pytest.fixture
@@ -71,3 +71,24 @@ def test_a_wrong_value_is_one_sentence_with_the_way_to_help(
     (sentence,) = str(caught.value).splitlines()
     assert sentence.endswith(": see scalablevit try --help")
     assert capsys.readouterr() == ("", "")
+
+
+def test_numbers_below_zero_are_values_and_no_options(parser: OptionParser) -> None:
+    assert parser.read(["a", "--weights", "w", "--batch_size", "-1"]).batch_size == -1
+    assert parser.read(["a", "--weights", "-1,8"]).weights == "-1,8"
+    assert parser.read(["-1", "--weights", "w"]).paths == [Path("-1")]
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    check_output("--json", Path("folder/x.json"))
+    check_output("--json", Path("x.json"))
+    for name in ("", "/", "..", "folder", "nowhere/x.json"):
+        with pytest.raises(
+            ValueError, match=r"^--json '.*' must be the name of a file in a folder that exists and can"
+        ):
+            check_output("--json", Path(name))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
+    with pytest.raises(ValueError, match=r"^--plot 'x.png' must be .* and can be written$"):
+        check_output("--plot", Path("x.png"))

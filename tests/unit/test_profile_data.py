@@ -72,7 +72,8 @@ def test_the_record_holds_rates_and_stages(streamed: bool, tmp_path: Path, capsy
         ("--workers=1,x", "'1,x' is no list of whole numbers"),
         ("--seconds=0", "--seconds must be above 0"),
         ("--rounds=0", "--rounds and --images must be at least 1, got 0 and 1024"),
-        ("--json=missing/out.json", "'missing/out.json' must be the name of a file in a folder that exists"),
+        ("--json=missing/out.json", "'missing/out.json' must be the name of a file in a folder that exists and"),
+        ("--json=.", "must be the name of a file"),
     ],
 )
 def test_options_out_of_range_are_refused(option: str, message: str) -> None:
