@@ -59,13 +59,15 @@ def row(result: Result, with_batch: bool) -> tuple[str, ...]:
     setting, seconds = result.setting, result.seconds
     name = f"`{setting.network}`" + (f", batch {setting.batch_size}" if with_batch else "")
     name += f", compiled in {result.compile_seconds:.0f} s" if result.compile_seconds is not None else ""
-    if result.multiply_adds is None or seconds is None:
+    if seconds is None:
         return (name, result.note, *["–"] * (len(HEADER) - 2))
     return (
         name,
         f"{result.parameters:,}",
-        f"{result.multiply_adds / 1e9:.2f} G",
-        f"{(result.attention_multiply_adds or 0) / 1e9:.2f} G",
+        *(
+            f"{count / 1e9:.2f} G" if count is not None else "–"
+            for count in (result.multiply_adds, result.attention_multiply_adds)
+        ),
         f"{1e3 * seconds.median:.1f}",
         f"{1e3 * seconds.lower:.1f} to {1e3 * seconds.upper:.1f}",
         f"{rate(result):.1f}",

@@ -247,12 +247,12 @@ the device's own matrix products that is reached.
                          time is the latency, each answer being waited for
   --input-size SIZES     sides in pixels or HEIGHTxWIDTH, as in 224,800x1333
                          (default: 224)
-  --precision LIST       of 32, bf16, fp16 (default: 32)
+  --precision LIST       of 32, bf16, fp16; fp16: GPUs only (default: 32)
   --mode LIST            of inference, train (a whole step; default: inference)
   --compile LIST         of false, true (default: false)
   --channels-last        lay images and convolutions out channels-last
   --grad-checkpointing   compute activations again in training steps
-  --device auto|cpu|cuda
+  --device auto|cpu|cuda (default: auto, a GPU if there is one)
   --threads INT          of a CPU (default: torch's own choice)
   --repeats INT          rounds; each measures every case (default: 10)
   --seconds FLOAT        least time of a measurement (default: 0.1)

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from scalablevit_pl.storage import written_aside
+from scalablevit_pl.wording import shorten
 
 # Told apart by colour-blind people, too.
 TRAIN, VAL, EMA, RATE, WRONG = "#0072B2", "#D55E00", "#009E73", "#555555", "#D55E00"
@@ -190,9 +191,3 @@ def _frequent_mistakes(counts: npt.NDArray[np.int64], class_names: Sequence[str]
         for row, column in pairs
         if mistakes[row, column]
     ]
-
-
-def shorten(name: str, length: int = 16) -> str:
-    """Shorten a name in its middle, since names that begin alike often end differently."""
-    name = " ".join(name.split())
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"

@@ -1,21 +1,22 @@
 """The command `profile`: what networks cost, ours and others, measured in one run and in turns."""
 
 import json
+import os
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from scalablevit_pl.arguments import OptionParser
-from scalablevit_pl.profiling.measurement import Plan, measure
-from scalablevit_pl.profiling.networks import Setting, check_networks
-from scalablevit_pl.profiling.picture import MOST_NETWORKS, draw_profile
+from scalablevit_pl.arguments import OptionParser, check_output
+from scalablevit_pl.profiling.measurement import Plan, Result, measure
+from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
 from scalablevit_pl.profiling.published import PUBLISHED
-from scalablevit_pl.profiling.report import describe, headline, points, report
+from scalablevit_pl.profiling.report import describe, headline, report
 from scalablevit_pl.storage import save_json
 
 Value = TypeVar("Value")
@@ -31,14 +32,13 @@ def profile(words: list[str]) -> None:
         ValueError: If a network or a value is unknown, a file cannot be written, or nothing could be measured.
     """
     options = read_options(words)
-    check_networks(options.networks)
+    folders = check_networks(options.networks)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     plan = Plan(options.repeats, options.seconds, options.warmup)
-    results = measure(settings_of(options), device, plan)
-    if not any(result.seconds for result in results):
-        raise ValueError(f"nothing could be measured: {results[0].setting.network}: {results[0].note}")
+    results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
+    _check_measured(results)
     record = describe(results, device, plan)
     if str(options.json) == "-":
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
@@ -47,7 +47,31 @@ def profile(words: list[str]) -> None:
     if options.json and str(options.json) != "-":
         save_json(record, options.json)
     if options.plot:
+        from scalablevit_pl.profiling.picture import draw_profile, points  # and with it matplotlib
+
         draw_profile(points(results), PUBLISHED, options.plot, headline(record))
+
+
+def _check_measured(results: Sequence[Result]) -> None:
+    """See that one case or more was measured.
+
+    Raises:
+        ValueError: If none was; it says of each network why, and what to do.
+    """
+    if any(result.seconds for result in results):
+        return
+    reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
+    raise ValueError(f"nothing could be measured: {'; '.join(reasons)}") from results[0].error
+
+
+def _remedy(note: str) -> str:
+    if ": give " in note:
+        return ""  # it has one
+    if note == "out of memory":
+        return ": give a smaller --batch-size or --input-size"
+    if note.startswith("does not compile"):
+        return ": give --compile false"
+    return ": give another --input-size, --batch-size or --mode"
 
 
 def read_options(words: list[str]) -> Namespace:
@@ -91,12 +115,24 @@ def _check(options: Namespace) -> None:
         raise ValueError("--grad-checkpointing is for training steps: give --mode train, too")
     if not 0.0 <= options.seconds <= 3600.0:
         raise ValueError(f"--seconds must be between 0 and 3600, got {options.seconds:g}")
-    if options.json and str(options.json) != "-" and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {str(options.json)!r} must be the name of a file in a folder that exists, or -")
-    if options.plot is None:
-        return
-    if options.plot.suffix.lower() != ".png" or not options.plot.resolve().parent.is_dir():
-        raise ValueError(f"--plot {str(options.plot)!r} must be the name of a .png in a folder that exists")
+    cores = os.cpu_count() or 1
+    if options.threads and options.threads > cores:
+        raise ValueError(f"--threads must be at most {cores}, as many as this machine has, got {options.threads}")
+    if options.json and str(options.json) != "-":
+        check_output("--json", options.json)
+    if options.plot:
+        _check_plot(options)
+
+
+def _check_plot(options: Namespace) -> None:
+    from scalablevit_pl.profiling.picture import MOST_NETWORKS, MOST_WAYS
+
+    if options.plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot {str(options.plot)!r} must be the name of a .png")
+    check_output("--plot", options.plot)
+    ways = len(options.input_size) * len(options.mode) * len(options.precision) * len(options.compile)
+    if ways > MOST_WAYS:
+        raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")
     if len(options.networks) > MOST_NETWORKS:
         raise ValueError(f"--plot can tell at most {MOST_NETWORKS} networks apart, got {len(options.networks)}")
 

@@ -3,28 +3,32 @@
 import gc
 import logging
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
+from torch import nn
 
 from scalablevit_pl.profiling.cost import count_multiply_adds
 from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
 from scalablevit_pl.profiling.memory import peak_of_call
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Build, Case, Setting, build_network, image_shape, prepare
-from scalablevit_pl.profiling.timing import Spread, seconds_a_call, synchronize, time_in_turns
+from scalablevit_pl.profiling.timing import Spread, seconds_a_call, synchronize, time_in_turns, without_frames
 
 logger = logging.getLogger(__name__)
 
 CONVENTIONS = {
     "multiply_adds": "for one image, of convolutions and linear layers, without biases, norms and activations; one "
     "multiply-add is two operations",
-    "attention_multiply_adds": "of the products of query and key and of attention and value, which come on top",
+    "attention_multiply_adds": "of batched products of matrices, all of which count as attention's (of query and key, "
+    "and of attention and value), and which come on top",
+    "precision": "32 is float32 without TF32, in convolutions and in products of matrices",
     "seconds": "of one call with the whole batch, random images that lie on the device; one sample a round; the rounds "
-    "measure all cases of a batch and input size and the products of matrices in turns, in another order each time; a "
-    "GPU is waited for before each look at the clock, and at batch 1 after each call",
+    "measure all cases of a batch and input size and the products of matrices in turns, in another order each time, "
+    "each after a call that is not timed; a GPU is waited for before each look at the clock, and at batch 1 after each "
+    "call",
     "inference": "weights and images in the precision's type, under torch.inference_mode",
     "train": "float32 weights, autocast in the precision's type (fp16: with a loss scaler), forward pass, cross "
     "entropy, backward pass, fused AdamW at a rate of 0, which leaves the weights as they are, gradients let go",
@@ -33,7 +37,8 @@ CONVENTIONS = {
     "gradient checkpointing computes again is not counted",
     "peak_memory": "bytes of weights, optimizer state and images and the most that a step allocates on top, by torch's "
     "allocator; on a CPU without what libraries take for themselves",
-    "compile_seconds": "of the first step, which compiles; no part of the times",
+    "compile_seconds": "of the first step, which compiles; no part of the times; less where torch's cache on the disk "
+    "is warm",
 }
 
 
@@ -82,6 +87,7 @@ class Result:
         peak_memory: Bytes.
         compile_seconds: Of the first step, if it compiles.
         matrix: The pace of matrix products of the same type in the same rounds.
+        error: What the note tells.
     """
 
     setting: Setting
@@ -94,6 +100,7 @@ class Result:
     peak_memory: int | None = None
     compile_seconds: float | None = None
     matrix: MatrixRate | None = None
+    error: Exception | None = field(default=None, compare=False, repr=False)
 
     @property
     def images_per_second(self) -> float | None:
@@ -111,7 +118,11 @@ class Result:
 
 
 def measure(
-    settings: Iterable[Setting], device: torch.device, plan: Plan, build: Build = build_network
+    settings: Iterable[Setting],
+    device: torch.device,
+    plan: Plan,
+    build: Build = build_network,
+    matrices: bool = True,
 ) -> list[Result]:
     """Measure each case; those of one batch and input size in turns.
 
@@ -123,28 +134,48 @@ def measure(
         device: What computes.
         plan: How long.
         build: Gives the network of a setting, on the CPU.
+        matrices: Measure products of matrices, too.
     """
     results: list[Result] = []
     key = _group
-    for (batch_size, input_size), group in groupby(sorted(settings, key=key), key):
-        cases = list(group)
-        logger.info("%d case(s) at batch %d, %d×%d", len(cases), batch_size, *input_size)
-        results += _measure_group(cases, device, plan, build)
+    with full_float32():
+        for (batch_size, input_size), group in groupby(sorted(settings, key=key), key):
+            cases = list(group)
+            logger.info("%d case(s) at batch %d, %d×%d", len(cases), batch_size, *input_size)
+            results += _measure_group(cases, device, plan, build, matrices)
     return results
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 as such for the time of a block.
+
+    By default torch takes TF32 for convolutions and not for products of matrices, and what is compared would differ.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def _group(setting: Setting) -> tuple[int, tuple[int, int]]:
     return setting.batch_size, setting.input_size
 
 
-def _measure_group(settings: Sequence[Setting], device: torch.device, plan: Plan, build: Build) -> list[Result]:
+def _measure_group(
+    settings: Sequence[Setting], device: torch.device, plan: Plan, build: Build, with_matrices: bool
+) -> list[Result]:
     cases: dict[Setting, Case] = {}
     results: dict[Setting, Result] = {}
     with many_compiled() if any(setting.compiled for setting in settings) else nullcontext():
         for setting in settings:
             results[setting] = _prepare(setting, device, plan, build, cases)
             release(device)
-        precisions = {setting.precision for setting in cases}
+        precisions = {setting.precision for setting in cases if with_matrices}
         matrices = {
             (precision, side): call
             for precision in sorted(precisions)
@@ -161,7 +192,8 @@ def _measure_group(settings: Sequence[Setting], device: torch.device, plan: Plan
             rates[precision] = MatrixRate(*best_rate(taken), taken)
     for setting in cases:
         if setting in timings.failures:
-            results[setting] = replace(results[setting], note=reason(timings.failures[setting]))
+            error = timings.failures[setting]
+            results[setting] = replace(results[setting], note=reason(error), error=error)
         else:
             samples = timings.samples[setting]
             results[setting] = replace(
@@ -187,8 +219,7 @@ def _prepare(setting: Setting, device: torch.device, plan: Plan, build: Build, c
     try:
         network = build(setting)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        counts = count_multiply_adds(network.eval(), image_shape(network, setting))
-        result = Result(setting, "", parameters, *counts)
+        result = Result(setting, "", parameters, *_counts(network, setting))
         case = prepare(network, setting, device)
         compiling = setting.compiled
         first = seconds_a_call(case.step, 1, device)
@@ -199,9 +230,18 @@ def _prepare(setting: Setting, device: torch.device, plan: Plan, build: Build, c
         peak = peak_of_call(case.step, device) + case.held
     except Exception as error:
         logger.debug("%s", traceback.format_exc())
-        return replace(result, note=reason(error, compiling))
+        return replace(result, note=reason(error, compiling), error=without_frames(error))
     cases[setting] = case
     return replace(result, peak_memory=peak, compile_seconds=first if setting.compiled else None)
+
+
+def _counts(network: nn.Module, setting: Setting) -> tuple[int | None, int | None]:
+    """Count multiply-adds, where a network can be followed on the meta device."""
+    try:
+        return count_multiply_adds(network.eval(), image_shape(network, setting))
+    except Exception:
+        logger.debug("%s", traceback.format_exc())
+        return None, None
 
 
 def reason(error: Exception, compiling: bool = False) -> str:
@@ -216,7 +256,10 @@ def reason(error: Exception, compiling: bool = False) -> str:
         return "out of memory"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"does not compile: {line}" if compiling else line
+    # What is raised there may as well be the network's own error.
+    modules = [kind.__module__ for kind in type(error).__mro__]
+    compiler = any(module.startswith(("torch._dynamo", "torch._inductor")) for module in modules)
+    return f"does not compile: {line}" if compiling and compiler else line
 
 
 def release(device: torch.device) -> None:

@@ -1,17 +1,21 @@
 """Networks by name, ours and timm's, and what is timed of them: inference and training steps."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from scalablevit_pl.hub import locate
+from scalablevit_pl.model_folder import CONFIG, WEIGHTS, is_model_folder
 from scalablevit_pl.models import ImageClassifier, create_model, list_models
 
 Mode = Literal["inference", "train"]
@@ -54,12 +58,10 @@ class Case:
     """A network that is ready to be timed.
 
     Attributes:
-        network: The module, on its device.
         step: One inference or training step on images that are there already.
         tensors: What is held between steps: weights, the optimizer's state, images and labels.
     """
 
-    network: nn.Module
     step: Callable[[], object]
     tensors: Callable[[], Iterable[Tensor]]
 
@@ -69,28 +71,40 @@ class Case:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
-def check_networks(names: Iterable[str]) -> None:
-    """See that there are such networks, as far as that shows without building them.
+def check_networks(names: Iterable[str]) -> dict[str, Path]:
+    """See that there are such networks, and return by name the folders of those that have one.
+
+    A model on the Hugging Face Hub is brought into its cache, so that the Hub is asked once.
 
     Raises:
-        ValueError: If a name is neither ours nor timm's; it names the nearest.
+        ValueError: If a name is neither ours nor timm's, of which it names the nearest, or there is no such model.
     """
-    import timm  # a third of a second that networks of ours need not wait for
-
+    folders: dict[str, Path] = {}
     for name in names:
-        if name not in list_models() and "/" not in name and not timm.is_model(name):
+        if "/" in name:
+            folders[name] = locate(name)
+            if not is_model_folder(folders[name]):
+                raise ValueError(f"{name!r} holds no model: give a folder with {WEIGHTS} and {CONFIG}")
+        elif name not in list_models() and not timm.is_model(name):
+            if Path(name).is_dir():
+                raise ValueError(f"{name!r} is no network's name, but a folder is called so: give it as ./{name}")
             near = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], n=3, cutoff=0.0)
             raise ValueError(
                 f"unknown network {name!r}, which is neither ours nor timm's: did you mean {_either(near)}?"
             )
+    return folders
 
 
 def _either(names: list[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def build_network(setting: Setting) -> nn.Module:
+def build_network(setting: Setting, folders: Mapping[str, Path] | None = None) -> nn.Module:
     """Build a network on the CPU; one that is named by a folder or repository has its weights, others are random.
+
+    Args:
+        setting: Names the network.
+        folders: Where models lie, by name; what is not among them is looked for.
 
     Raises:
         ValueError: If there is no such network.
@@ -99,7 +113,7 @@ def build_network(setting: Setting) -> nn.Module:
         return create_model(setting.network, grad_checkpointing=setting.grad_checkpointing)
     network: Any
     if "/" in setting.network:
-        network = ImageClassifier.from_pretrained(setting.network)
+        network = ImageClassifier.from_pretrained((folders or {}).get(setting.network, setting.network))
     else:
         network = _build_timm(setting.network, setting.input_size)
     if setting.grad_checkpointing:
@@ -109,8 +123,6 @@ def build_network(setting: Setting) -> nn.Module:
 
 
 def _build_timm(name: str, input_size: tuple[int, int]) -> nn.Module:
-    import timm
-
     network: Any = timm.create_model(name, pretrained=False)
     described = network.pretrained_cfg
     if described.get("fixed_input_size") and tuple(described["input_size"][1:]) != input_size:
@@ -137,7 +149,13 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
         network: Is moved and changed.
         setting: In which way it is run.
         device: What computes.
+
+    Raises:
+        ValueError: If a network without classes is to be trained.
     """
+    classes = int(getattr(network, "num_classes", 1000))
+    if setting.mode == "train" and classes < 1:
+        raise ValueError("it has no classes, which training steps need: give --mode inference")
     layout = torch.channels_last if setting.channels_last else torch.preserve_format
     dtype = DTYPES[setting.precision] if setting.mode == "inference" else torch.float32
     network.to(device=device, dtype=dtype).to(memory_format=layout).train(setting.mode == "train")
@@ -147,8 +165,8 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
         network.compile(backend=COMPILER, dynamic=False)
     state = list(chain(network.parameters(), network.buffers()))
     if setting.mode == "inference":
-        return Case(network, _inference_step(network, image), lambda: [*state, image])
-    label = torch.randint(int(getattr(network, "num_classes", 1000)), (setting.batch_size,), device=device)
+        return Case(_inference_step(network, image), lambda: [*state, image])
+    label = torch.randint(classes, (setting.batch_size,), device=device)
     # With a rate of 0 the arithmetic is the same and the weights stay as they are. A network that has learned the one
     # batch by heart has gradients so small (denormal) that processors take several times as long.
     optimizer = AdamW(network.parameters(), lr=0.0, fused=True)
@@ -157,7 +175,7 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
         moments = [value for values in optimizer.state.values() for value in values.values()]
         return [*state, image, label, *(moment for moment in moments if isinstance(moment, Tensor))]
 
-    return Case(network, _training_step(network, image, label, optimizer, DTYPES[setting.precision]), tensors)
+    return Case(_training_step(network, image, label, optimizer, DTYPES[setting.precision]), tensors)
 
 
 def _inference_step(network: nn.Module, image: Tensor) -> Callable[[], object]:

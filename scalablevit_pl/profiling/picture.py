@@ -12,11 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from scalablevit_pl.models import list_models
-from scalablevit_pl.plotting import RUN_COLOURS, save_figure, shorten
+from scalablevit_pl.plotting import RUN_COLOURS, save_figure
+from scalablevit_pl.profiling.measurement import Result
 from scalablevit_pl.profiling.published import Published
+from scalablevit_pl.profiling.report import way_of
+from scalablevit_pl.wording import shorten
 
 MOST_NETWORKS = len(RUN_COLOURS)
-MOST_PANELS = 8  # of throughput
+MOST_WAYS = 8  # panels of throughput; the accuracies are a ninth
 # A network's mark is the same everywhere. Ours are filled on full lines, others hollow on dashed ones.
 MARKS = "osD^vP*X"
 
@@ -40,6 +43,21 @@ class Point:
     comparable: bool
 
 
+def points(results: Sequence[Result]) -> list[Point]:
+    """Return what the picture shows of the results that were measured."""
+    return [
+        Point(
+            result.setting.network,
+            way_of(result).replace(f", batch {result.setting.batch_size}", ""),
+            result.setting.batch_size,
+            rate,
+            result.setting.mode == "inference" and result.setting.input_size == (224, 224),
+        )
+        for result in results
+        if (rate := result.images_per_second) is not None
+    ]
+
+
 def draw_profile(points: Sequence[Point], published: Mapping[str, Published], path: Path, title: str) -> None:
     """Draw throughput against batch for each way to run, and published accuracy against throughput.
 
@@ -47,13 +65,13 @@ def draw_profile(points: Sequence[Point], published: Mapping[str, Published], pa
     batch at which all networks that have one were measured.
 
     Args:
-        points: At least one.
+        points: At least one, and of at most `MOST_WAYS` ways.
         published: Accuracies by name of network.
         path: The PNG to write.
         title: Stands above.
     """
     networks = list(dict.fromkeys(point.network for point in points))
-    ways = list(dict.fromkeys(point.way for point in points))[:MOST_PANELS]
+    ways = list(dict.fromkeys(point.way for point in points))
     styles = {name: _style(name, index) for index, name in enumerate(networks)}
     chosen = comparable_points(points, published)
     panels = len(ways) + bool(chosen)
@@ -62,7 +80,7 @@ def draw_profile(points: Sequence[Point], published: Mapping[str, Published], pa
     figure = Figure(figsize=(max(6.5, 4.6 * columns), 4.2 * rows + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=9)
     axes: list[Axes] = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
-    for axis, way in zip(axes, ways, strict=False):
+    for axis, way in zip(axes[: len(ways)], ways, strict=True):
         _draw_throughput(axis, [point for point in points if point.way == way], styles)
         axis.set_title(way, fontsize=10)
     if chosen:

@@ -4,7 +4,7 @@ import platform
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import timm
 import torch
 
 from scalablevit_pl import __version__
-from scalablevit_pl.plotting import shorten
 from scalablevit_pl.profiling.measurement import CONVENTIONS, Plan, Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.picture import Point
+from scalablevit_pl.wording import shorten
 
-LONGEST_NAME = 28
-HEADER = ("network", "ms", "±", "images/s", "memory", "rate", "ratio")
+COLUMNS, LONGEST_NAME = 80, 28
+FEWEST_SAMPLES = 3  # that have quartiles worth the name
+HEADER = ("network", "ms", "±", "images/s", "memory", "of matmul", "ratio")
 LEGEND = """\
 ms: median time of a call; ±: half the distance of its quartiles; memory: peak;
-rate: part of the matrix products' pace that is reached, with the multiply-adds
-above and those of attention, three times for a training step; ratio: images/s
-over those of the first network.
+of matmul: part of the matrix products' pace that is reached, with the multiply-
+adds above and those of attention, three times for a training step; ratio:
+images/s over those of the first network, - where that could not be measured.
 """
 
 
@@ -43,10 +43,8 @@ def describe(results: Sequence[Result], device: torch.device, plan: Plan) -> dic
             "type": device.type,
             "name": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
             "threads": torch.get_num_threads(),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         },
-        "settings": asdict(plan),
+        "plan": asdict(plan),
         "conventions": CONVENTIONS,
         "cases": [describe_case(result) for result in results],
     }
@@ -54,7 +52,8 @@ def describe(results: Sequence[Result], device: torch.device, plan: Plan) -> dic
 
 def describe_case(result: Result) -> dict[str, Any]:
     """Return a result in plain values."""
-    values = asdict(result)
+    values = asdict(replace(result, error=None))  # of which the note tells
+    del values["error"]
     values["images_per_second"] = result.images_per_second
     values["fraction_of_matrix_rate"] = result.fraction_of_matrix_rate
     return {**values.pop("setting"), **values}
@@ -77,7 +76,7 @@ def headline(record: dict[str, Any]) -> str:
     return (
         f"{device['name']}{threads}; {record['date'][:10]}\n"
         f"torch {versions['torch']}, timm {versions['timm']}, scalablevit_pl {versions['scalablevit_pl']}\n"
-        f"medians of {record['settings']['repeats']} rounds, measured in turns"
+        f"medians of {record['plan']['repeats']} rounds, measured in turns"
     )
 
 
@@ -114,28 +113,27 @@ def _costs(results: Sequence[Result]) -> str:
         (result.setting.network, size_of(result.setting)): (
             f"{result.parameters:,}",
             _large(result.multiply_adds),
-            _large(result.attention_multiply_adds or 0),
+            _large(result.attention_multiply_adds),
         )
         for result in results
-        if result.multiply_adds is not None
+        if result.multiply_adds is not None or result.seconds is not None
     }
     header = ("network", "input", "parameters", "mult.-adds", "attention")
-    lines = [header, *((shorten(name, LONGEST_NAME), size, *costs) for (name, size), costs in rows.items())]
+    lines = [header, *((name, size, *costs) for (name, size), costs in rows.items())]
     return (
         _columns(lines)
         + "mult.-adds: of convolutions and linear layers for an image, without biases;\n"
-        + "attention: those of its two products, which come on top\n"
+        + "attention: those of batched products, such as its two, which come on top\n"
     )
 
 
 def table(results: Sequence[Result]) -> str:
-    """Lay out results of one way to run; what could not be measured says why."""
-    first = next((result.images_per_second for result in results if result.images_per_second), None)
-    lines = [HEADER, *(_line(result, first) for result in results if result.seconds)]
+    """Lay out results of one way to run, the network that others are compared with first; failures say why."""
+    lines = [HEADER, *(_line(result, results[0].images_per_second) for result in results if result.seconds)]
     text = _columns(lines) if len(lines) > 1 else ""
     for result in results:
         if result.note:
-            text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", 80) + "\n"
+            text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", COLUMNS) + "\n"
         if result.compile_seconds is not None:
             text += f"{shorten(result.setting.network, LONGEST_NAME)}: compiled in {result.compile_seconds:.1f} s\n"
     return text
@@ -143,17 +141,25 @@ def table(results: Sequence[Result]) -> str:
 
 def _line(result: Result, first: float | None) -> tuple[str, ...]:
     seconds, rate, fraction = result.seconds, result.images_per_second, result.fraction_of_matrix_rate
-    if seconds is None or rate is None:
-        return (result.setting.network, *["-"] * (len(HEADER) - 1))
+    spread = seconds if len(result.samples) >= FEWEST_SAMPLES else None
     return (
-        shorten(result.setting.network, LONGEST_NAME),
-        _number(1e3 * seconds.median),
-        f"{100 * seconds.relative:.1f}%",
-        _number(rate),
-        f"{result.peak_memory / 1e6:,.0f} MB" if result.peak_memory is not None else "-",
-        f"{fraction:.2f}" if fraction is not None else "-",
-        f"{rate / first:.2f}" if first else "-",
+        result.setting.network,
+        _number(1e3 * seconds.median) if seconds else "-",
+        f"{100 * spread.relative:.1f}%" if spread else "-",
+        _number(rate) if rate else "-",
+        _memory(result.peak_memory) if result.peak_memory is not None else "-",
+        _percent(fraction) if fraction is not None else "-",
+        f"{rate / first:.2f}" if rate and first else "-",
     )
+
+
+def _percent(fraction: float) -> str:
+    """Write two digits, however small a fraction is."""
+    return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:.0f}%"
+
+
+def _memory(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size < 1e10 else f"{size / 1e9:,.1f} GB"
 
 
 def _number(value: float) -> str:
@@ -162,32 +168,20 @@ def _number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _large(count: int) -> str:
+def _large(count: int | None) -> str:
     """Write a count in thousand millions, or where it is small in millions."""
+    if count is None:
+        return "-"
     return f"{count / 1e9:.3f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
 def _columns(lines: Sequence[tuple[str, ...]]) -> str:
-    """Put words in columns, the first to the left and the others to the right."""
+    """Put words in columns, the first to the left, as far as there is room for it, and the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths[0] = min(widths[0], COLUMNS - sum(2 + width for width in widths[1:]))
     return "".join(
-        f"{line[0]:<{widths[0]}}"
+        f"{shorten(line[0], widths[0]):<{widths[0]}}"
         + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
         + "\n"
         for line in lines
     )
-
-
-def points(results: Sequence[Result]) -> list[Point]:
-    """Return what the picture shows of the results that were measured."""
-    return [
-        Point(
-            result.setting.network,
-            way_of(result).replace(f", batch {result.setting.batch_size}", ""),
-            result.setting.batch_size,
-            rate,
-            result.setting.mode == "inference" and result.setting.input_size == (224, 224),
-        )
-        for result in results
-        if (rate := result.images_per_second) is not None
-    ]

@@ -93,11 +93,12 @@ def time_in_turns(
 ) -> Timings[Key]:
     """Measure some calls in rounds; each round has one measurement of each, in an order of its own.
 
-    A first round is not counted: it says how many calls fill the least time, and everything is warm after it. What
-    raises an error is left out from there on, and the others go on.
+    Before each look at the clock a call is made that is not timed, since the others have left caches cold. A first
+    round is not counted: it says how many calls fill the least time. What raises an error is left out from there on,
+    and the others go on.
 
     Args:
-        calls: What is measured, warm.
+        calls: What is measured.
         device: What computes.
         repeats: Rounds that are counted.
         seconds: Least time of a measurement, which is filled with as many calls as it takes.
@@ -112,16 +113,25 @@ def time_in_turns(
             order.shuffle(keys)
             for key in keys:
                 try:
+                    calls[key]()
                     sample = seconds_a_call(calls[key], counts[key], device, wait_each)
                 except Exception as error:
-                    # Without the frames it came through, which hold tensors.
-                    timings.failures[key] = error.with_traceback(None)
+                    timings.failures[key] = without_frames(error)
                     continue
                 if turn == 0:
                     counts[key] = max(1, math.ceil(seconds / max(sample, 1e-9)))
                 else:
                     timings.samples[key].append(sample)
     return timings
+
+
+def without_frames(error: Exception) -> Exception:
+    """Take the frames that an error and its causes came through from them, since these hold tensors."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from scalablevit_pl import cli
+from scalablevit_pl import cli, profile_data
 from scalablevit_pl.pages import help_page
 from scalablevit_pl.profile import profile, read_options, settings_of
-from scalablevit_pl.profiling import loading, matrix
-from scalablevit_pl.profiling.measurement import MatrixRate, Result
+from scalablevit_pl.profiling import matrix
+from scalablevit_pl.profiling.measurement import CONVENTIONS, MatrixRate, Plan, Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.report import points, table, way_of
+from scalablevit_pl.profiling.picture import points
+from scalablevit_pl.profiling.report import describe, report, table, way_of
 from scalablevit_pl.profiling.timing import Spread
 
 SWIN = "swin_tiny_patch4_window7_224"
+CORES = os.cpu_count() or 1
 QUICK = ["--repeats", "3", "--seconds", "0", "--warmup", "1", "--device", "cpu"]
 
 
@@ -37,7 +42,7 @@ def result(network: str, seconds: float, **others: Any) -> Result:
     spread = Spread(seconds, 0.9 * seconds, 1.1 * seconds, 0.8 * seconds, seconds * 2)
     rate = MatrixRate(1e11, 2048, {2048: 0.17})
     counts = (28_288_354, 4_350_425_088, 140_141_568)
-    return replace(Result(setting, "", *counts, [seconds], spread, 345_000_000, None, rate), **others)
+    return replace(Result(setting, "", *counts, [seconds] * 3, spread, 345_000_000, None, rate), **others)
 
 
 def test_a_run_leaves_table_record_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,9 +56,9 @@ def test_a_run_leaves_table_record_and_picture(capsys: pytest.CaptureFixture[str
     # Of resnet10t's batch norm.
     assert "resnet10t: Expected more than 1 value" in text
     record = json.loads(Path("x.json").read_text())
-    assert {"schema", "date", "versions", "device", "settings", "conventions", "cases"} == set(record)
+    assert {"schema", "date", "versions", "device", "plan", "conventions", "cases"} == set(record)
     assert record["device"]["threads"] == 1
-    assert record["settings"] == {"repeats": 3, "seconds": 0.0, "warmup": 1}
+    assert record["plan"] == {"repeats": 3, "seconds": 0.0, "warmup": 1}
     assert len(record["cases"]) == 4
     measured = [case for case in record["cases"] if not case["note"]]
     assert len(measured) == 3
@@ -92,12 +97,38 @@ def test_the_table_fits_80_columns_and_compares_with_the_first() -> None:
     failed = Result(Setting("some_network_with_a_name_that_is_long", batch_size=8), "out of memory")
     text = table([result(SWIN, 0.8), result("scalablevit_s", 0.4), failed])
     lines = text.splitlines()
-    assert lines[0].split() == ["network", "ms", "±", "images/s", "memory", "rate", "ratio"]
-    assert lines[1].split() == [SWIN, "800.0", "10.0%", "10.00", "345", "MB", "0.90", "1.00"]
-    assert lines[2].split() == ["scalablevit_s", "400.0", "10.0%", "20.00", "345", "MB", "1.80", "2.00"]
+    assert lines[0].split() == ["network", "ms", "±", "images/s", "memory", "of", "matmul", "ratio"]
+    assert lines[1].split() == [SWIN, "800.0", "10.0%", "10.00", "345", "MB", "90%", "1.00"]
+    assert lines[2].split() == ["scalablevit_s", "400.0", "10.0%", "20.00", "345", "MB", "180%", "2.00"]
     assert lines[3] == "some_network_with_a_name_that_is_long: out of memory"
     large = result(SWIN, 123.4567, peak_memory=123_456_000_000)
-    assert max(map(len, table([large, failed]).splitlines())) <= 80
+    text = table([large, result("scalablevit_s", 0.4), failed])
+    assert max(map(len, text.splitlines())) <= 80
+    assert " 123.5 GB " in text
+
+
+def test_the_table_says_nothing_that_it_does_not_know() -> None:
+    failed = Result(Setting(SWIN, batch_size=8), "out of memory")
+    two = result("scalablevit_s", 0.4, samples=[0.4, 0.4], matrix=MatrixRate(1e15, 2048, {}))
+    # No spread of two samples, a rate that is small and not 0, and no ratio to a network that failed.
+    line = table([failed, two]).splitlines()[1].split()
+    assert line == ["scalablevit_s", "400.0", "-", "20.00", "345", "MB", "0.018%", "-"]
+    uncounted = result("scalablevit_s", 0.4, multiply_adds=None, attention_multiply_adds=None)
+    record = describe([uncounted], torch.device("cpu"), Plan())
+    assert re.search(r"^scalablevit_s +224×224 +28,288,354 +- +-$", report([uncounted], record), re.MULTILINE)
+
+
+def test_errors_are_told_in_the_record_by_their_notes_alone() -> None:
+    failed = Result(Setting(SWIN), "out of memory", error=RuntimeError("CUDA out of memory"))
+    [case] = json.loads(json.dumps(describe([failed], torch.device("cpu"), Plan())))["cases"]
+    assert case["note"] == "out of memory"
+    assert "error" not in case
+
+
+def test_the_conventions_name_what_is_not_plain() -> None:
+    assert "float32 without TF32" in CONVENTIONS["precision"]
+    assert "batched products" in CONVENTIONS["attention_multiply_adds"]
+    assert "cache on the disk" in CONVENTIONS["compile_seconds"]
 
 
 def test_a_compiled_case_says_how_long_that_took() -> None:
@@ -133,12 +164,36 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
         (["resnet10t", "--plot", "x.jpg"], "'x.jpg' must be the name of a .png"),
         (["resnet10t", "--json", "nowhere/x.json"], "'nowhere/x.json' must be the name of a file in a folder"),
         ([*map(str, range(9)), "--plot", "x.png"], "at most 8 networks apart, got 9"),
-        (["nowhere/x"], "nothing could be measured: nowhere/x: .*nowhere/x"),
+        (["nowhere/x"], "no folder 'nowhere/x' here"),
+        (["./typo"], r"'\./typo' is no folder"),
+        (["a", "--batch-size", "-1"], "--batch-size: '-1' is no whole number above 0"),
+        (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is no whole number above 0"),
+        (["a", "--seconds", "-1"], "--seconds must be between 0 and 3600, got -1"),
+        (["a", "--threads", str(CORES + 1)], f"--threads must be at most {CORES}, .*got {CORES + 1}"),
+        (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and can be"),
+        (["a", "--plot", "nowhere/x.png"], "--plot 'nowhere/x.png' must be the name of a file in a folder"),
+        (
+            ["a", "--plot", "x.png", "--mode", "inference,train", "--precision", "32,bf16", "--input-size", "32,64,96"],
+            "--plot has panels for at most 8 ways to run, got 12: ask for fewer at once",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         profile([*words, "--device", "cpu"])
+
+
+def test_nothing_measured_says_of_each_network_why_and_what_to_do() -> None:
+    words = ["resnet10t", "resnet18", "--mode", "train", "--batch-size", "1", "--input-size", "32"]
+    said = "Expected more than 1 value .*: give another --input-size, --batch-size or --mode"
+    with pytest.raises(ValueError, match=f"nothing could be measured: resnet10t: {said}; resnet18: {said}") as caught:
+        profile([*words, *QUICK])
+    assert "Expected more than 1 value" in str(caught.value.__cause__)
+
+
+def test_matplotlib_is_imported_for_pictures_only() -> None:
+    code = "import sys, scalablevit_pl.profile; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -148,9 +203,10 @@ def test_a_gpu_that_is_not_there_is_said() -> None:
 
 
 def test_every_option_of_the_help_page_is_an_option() -> None:
-    page = help_page("profile").split("\nloading of data\n")[0]
+    page = help_page("profile").split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
     lists = {"--precision": "32,bf16", "--mode": "inference,train", "--compile": "false,true", "--device": "cpu"}
+    lists |= {"--threads": "1", "--compile": "true"}  # of one core, and within one picture
     words: list[str] = []
     for option, kind in re.findall(r"^  (--[a-z-]+)(?: ([A-Z|-]+|auto\S+))?", page, re.MULTILINE):
         words += [option] if not kind else [option, lists.get(option) or values[kind]]
@@ -160,7 +216,8 @@ def test_every_option_of_the_help_page_is_an_option() -> None:
 
 
 def test_data_are_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[list[str]] = []
-    monkeypatch.setattr(loading, "profile_data", given.append)
-    assert cli.main(["profile", "data", "--workers", "0,1"]) == 0
-    assert given == [["--workers", "0,1"]]
+    given: list[list[int]] = []
+    monkeypatch.setattr(profile_data, "profile_data", lambda own: given.append(own.workers))
+    monkeypatch.setattr(sys, "argv", ["scalablevit"])
+    assert cli.main(["profile", "data", "--config", "recipes/quickstart.yaml", "--workers", "0,1"]) == 0
+    assert given == [[0, 1]]

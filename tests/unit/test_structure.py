@@ -14,11 +14,12 @@ PACKAGE = ROOT / "scalablevit_pl"
 ALLOWED = {
     "arguments": set(),
     "pages": set(),
+    "wording": set(),
     "imagenet": set(),
     "preprocessing": set(),
     "randomness": set(),
     "storage": set(),
-    "plotting": {"storage"},
+    "plotting": {"storage", "wording"},
     "run_folder": {"storage"},
     "explanation": {"checkpoint"},
     # What loads and shares a network is imported where it is used, so that `models` needs torch alone.
@@ -26,7 +27,7 @@ ALLOWED = {
     "timm": {"models"},
     "checkpoint": {"models", "preprocessing"},
     "optim": {"models"},
-    "profiling": {"data", "models", "plotting", "preprocessing", "randomness"},
+    "profiling": {"data", "hub", "model_folder", "models", "plotting", "preprocessing", "randomness", "wording"},
     "model_folder": {"models", "preprocessing", "storage"},
     "hub": {"model_folder", "storage"},
     "model_card": {"hub", "models", "profiling"},

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from scalablevit_pl.profiling import matrix, measurement, networks
 from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
-from scalablevit_pl.profiling.measurement import MatrixRate, Plan, Result, measure
+from scalablevit_pl.profiling.measurement import MatrixRate, Plan, Result, measure, reason
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.timing import Spread
 
@@ -71,7 +72,7 @@ def test_what_cannot_be_measured_says_why_and_the_others_go_on() -> None:
     built = builder(
         good=Linear(),
         large=Linear(memory),
-        later=Linear(memory, after=5),
+        later=Linear(memory, after=7),
         host=Linear(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
         odd=Linear(ValueError("does not take\nsuch images")),
     )
@@ -88,6 +89,68 @@ def test_what_cannot_be_measured_says_why_and_the_others_go_on() -> None:
     for result in results:
         assert (result.images_per_second is not None) == (result.setting.network == "good")
         assert (result.fraction_of_matrix_rate is not None) == (result.setting.network == "good")
+
+
+def test_errors_are_kept_with_their_notes() -> None:
+    error = ValueError("does not take such images")
+    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear(error))
+    assert result.error is error
+    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear(error, after=7))
+    assert (result.note, result.error) == (str(error), error)
+
+
+def test_only_the_compiler_s_errors_are_said_to_be_its_own() -> None:
+    for module in ("torch._dynamo.exc", "torch._inductor.exc"):  # to import them takes seconds
+        error = type("Failed", (RuntimeError,), {"__module__": module})
+        assert reason(error("no compiler"), True) == "does not compile: no compiler"
+        assert reason(error("no compiler")) == "no compiler"
+    assert reason(ValueError("no such images"), True) == "no such images"
+
+
+class Uncountable(Linear):
+    """Cannot be followed on the meta device."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.device.type == "meta":
+            raise NotImplementedError("no meta kernel")
+        return super().forward(image)
+
+
+def test_what_cannot_be_counted_is_timed_all_the_same() -> None:
+    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Uncountable())
+    assert (result.multiply_adds, result.attention_multiply_adds, result.note) == (None, None, "")
+    assert result.seconds is not None
+    assert result.fraction_of_matrix_rate is None
+
+
+def test_float32_is_no_tf32_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def state() -> tuple[bool, bool, str]:
+        convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        return convolutions, products, torch.get_float32_matmul_precision()
+
+    seen: set[object] = set()
+
+    class Watch(Linear):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.add(state())
+            return super().forward(image)
+
+    before = state()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        measure([Setting("a")], CPU, PLAN, lambda setting: Watch())
+        assert seen == {(False, False, "highest")}
+        assert state() == (True, True, "high")
+    finally:
+        torch.set_float32_matmul_precision(before[2])
+        torch.backends.cudnn.allow_tf32 = before[0]
+
+
+def test_products_of_matrices_may_be_left_away() -> None:
+    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear(), matrices=False)
+    assert len(result.samples) == 3
+    assert result.matrix is None
 
 
 @pytest.mark.slow  # to import torch's compiler alone takes seconds
@@ -137,6 +200,22 @@ def test_the_best_product_is_the_pace() -> None:
     assert isinstance(product, torch.Tensor)
     assert (product.shape, product.dtype) == ((32, 32), torch.bfloat16)
     assert math.isfinite(product.sum().item())
+
+
+def test_sides_without_memory_are_left_out_and_those_above_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matrix.SIDES, "cpu", (1, 2, 3, 4))
+    inner, made = matrix._product, list[int]()
+
+    def product(side: int, *arguments: Any) -> Callable[[], object]:
+        made.append(side)
+        if side == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return inner(side, *arguments)
+
+    monkeypatch.setattr(matrix, "_product", product)
+    monkeypatch.setattr(matrix, "seconds_a_call", lambda *_: 0.9 if made[-1] < 3 else 1.1)
+    assert [*matrix_calls(torch.float32, CPU)] == [2, 3]
+    assert made == [1, 2, 3]
 
 
 @pytest.mark.parametrize("left", [(), (16,)])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from scalablevit_pl.models import create_model
+from scalablevit_pl.profiling import networks
 from scalablevit_pl.profiling.cost import count_multiply_adds
 from scalablevit_pl.profiling.memory import peak_of_call
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks, image_shape, prepare
@@ -37,7 +38,37 @@ def test_an_unknown_network_is_answered_with_the_nearest(name: str) -> None:
     near = {"scalablevit_nanno": "scalablevit_nano", "resnet10": "resnet10t"}.get(name, f"{name}_224")
     with pytest.raises(ValueError, match=f"unknown network '{name}'.*did you mean.*{near}"):
         check_networks(["resnet10t", name])
-    check_networks(["scalablevit_l", "resnet10t", "owner/name"])
+    assert check_networks(["scalablevit_l", "resnet10t"]) == {}
+
+
+def test_models_are_looked_for_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").mkdir()
+    for name, message in (
+        ("./typo", r"'\./typo' is no folder"),
+        ("./my_model", "holds no model: give a folder with"),
+        ("my_model", r"'my_model' is no network's name.*give it as \./my_model$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_networks(["resnet10t", name])
+
+
+def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    create_model("scalablevit_nano", num_classes=3).save_pretrained(tmp_path)
+    monkeypatch.setattr(networks, "locate", lambda name: asked.append(name) or tmp_path)
+    folders = check_networks(["owner/name"])
+    for mode in ("inference", "train"):
+        assert build_network(Setting("owner/name", mode), folders).num_classes == 3
+    assert asked == ["owner/name"]
+
+
+def test_a_network_without_classes_is_not_trained() -> None:
+    network = build_network(Setting("resnet10t"))
+    network.reset_classifier(0)
+    prepare(network, Setting("resnet10t"), CPU)
+    with pytest.raises(ValueError, match="it has no classes, which training steps need: give --mode inference"):
+        prepare(network, Setting("resnet10t", "train"), CPU)
 
 
 def test_a_model_of_ours_is_taken_from_its_folder(tmp_path: Path) -> None:
