@@ -40,12 +40,40 @@ def test_a_ratio_that_has_fallen_is_an_error_and_one_that_has_risen_is_said() ->
     )
 
 
-def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
+def test_a_ratio_is_that_of_the_fastest_rounds() -> None:
     regression = load("regression")
     setting = Setting("a")
-    assert regression.ratio(measured(setting, 1.0, 10.0, 2.0), measured(setting, 3.0, 30.0, 2.0)) == 3.0
+    assert regression.ratio(measured(setting, 2.0, 10.0, 3.0), measured(setting, 7.0, 30.0, 3.0)) == 1.5
     with pytest.raises(SystemExit, match="a: out of memory"):
         regression.ratio(Result(setting, "out of memory"), measured(setting, 1.0))
+
+
+@pytest.mark.parametrize(("again", "status"), [(1.0, 0), (2.0, 1)])
+def test_a_pair_that_seems_slow_is_measured_once_more(
+    again: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regression = load("regression")
+    slow = regression.PAIRS[1][0]
+    asked: list[list[Setting]] = []
+
+    def measure(settings: Iterable[Setting], *_: object, matrices: bool) -> list[Result]:
+        assert not matrices
+        asked.append([*settings])
+        taken = again if len(asked) > 1 else 2.0
+        return [measured(setting, taken if setting == slow else 1.0) for setting in asked[-1]]
+
+    names = [regression.name_of(*pair) for pair in regression.PAIRS]
+    record = {"measured_on": "x", "ratios": dict.fromkeys(names, 1.0)}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    monkeypatch.setattr(regression, "measure", measure)
+    monkeypatch.setattr(regression, "RECORD", tmp_path / "x.json")
+    monkeypatch.setattr("sys.argv", ["regression.py"])
+    threads = torch.get_num_threads()
+    try:
+        assert regression.main() == status
+    finally:
+        torch.set_num_threads(threads)
+    assert asked[1:] == [[*regression.PAIRS[1]]]
 
 
 def test_the_committed_ratios_are_those_that_are_measured() -> None:
