@@ -95,10 +95,11 @@ $(VENV)/bin/python:
 	    { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Not compiled to bytecode: torch has thousands of modules that are never imported, and the others compile when they are.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -e .
+	$(BIN)/pip install --no-compile -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -e ".[dev]"
+	$(BIN)/pip install --no-compile -e ".[dev]"
 	@touch $@ $(VENV)/.installed

@@ -191,6 +191,7 @@ def test_nothing_measured_says_of_each_network_why_and_what_to_do() -> None:
     assert "Expected more than 1 value" in str(caught.value.__cause__)
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_for_pictures_only() -> None:
     code = "import sys, scalablevit_pl.profile; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
