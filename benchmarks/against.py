@@ -1,0 +1,78 @@
+"""A network of another checkout against this one's, and against Swin-T, in turns: what a change has brought.
+
+python benchmarks/against.py CHECKOUT [--network scalablevit_s] [--mode inference|train] [--batch-size 8]
+
+CHECKOUT is a folder with another commit, such as `git worktree add ../before COMMIT` makes. Both networks get the same
+weights, and the largest difference of their outputs is printed with the times.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from scalablevit_pl.models import create_model
+from scalablevit_pl.profiling.measurement import Plan, measure
+from scalablevit_pl.profiling.networks import Setting, build_network
+
+PACKAGE = "scalablevit_pl"
+NOW, BEFORE, SWIN = "now", "before", "swin_tiny_patch4_window7_224"
+
+
+def build_before(checkout: Path, network: str) -> nn.Module:
+    """Build a network with the package of another checkout, and leave this one's in its place."""
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == PACKAGE}
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        models = importlib.import_module(f"{PACKAGE}.models")
+        if not Path(models.__file__ or "").is_relative_to(checkout.resolve()):
+            sys.exit(f"there is no package {PACKAGE} in {str(checkout)!r}: give the folder of a checkout")
+        before: nn.Module = models.create_model(network)
+    finally:
+        sys.path.pop(0)
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+    return before
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="folder of the other commit")
+    parser.add_argument("--network", default="scalablevit_s", help="ours (%(default)s)")
+    parser.add_argument("--mode", choices=("inference", "train"), default="inference")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--input-size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=25, help="rounds (%(default)s)")
+    options = parser.parse_args()
+    size = (options.input_size, options.input_size)
+    networks = {NOW: create_model(options.network), BEFORE: build_before(options.checkout, options.network)}
+    networks[BEFORE].load_state_dict(networks[NOW].state_dict())
+    image = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        now, before = (networks[name].eval()(image) for name in (NOW, BEFORE))
+    sys.stdout.write(f"largest difference of the outputs: {(now - before).abs().max():.1e}\n")
+    settings = [Setting(name, options.mode, batch_size=options.batch_size, input_size=size) for name in networks]
+    settings.append(Setting(SWIN, options.mode, batch_size=options.batch_size, input_size=size))
+    results = measure(
+        settings,
+        torch.device("cpu"),
+        Plan(options.repeats, 0.0),
+        lambda setting: networks.get(setting.network) or build_network(setting),
+    )
+    swin = results[-1].samples
+    for result in results:
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(result.samples, swin, strict=True))
+        sys.stdout.write(
+            f"{result.setting.network:<30}median {statistics.median(result.samples):.3f} s  least "
+            f"{min(result.samples):.3f} s  over Swin-T {ratio:.3f}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
