@@ -658,3 +658,16 @@ def test_predict_reads_every_image_or_stops(make_folders: MakeFiles) -> None:
     data = make_data(damaged(make_folders, [2]), "predict", max_unreadable=5, test_split="train")
     with pytest.raises(UnreadableImageError, match=r"cat/2\.png"):
         list(data.predict_dataloader())
+
+
+def test_the_datamodule_erases_the_patches_of_a_batch_after_normalizing_it() -> None:
+    preprocessing = Preprocessing(input_size=8)
+    datamodule = ClassificationDataModule("fashion_mnist_sample", preprocessing=preprocessing)
+    pixels = torch.full((2, 3, 8, 8), 90, dtype=torch.uint8)
+    batch = datamodule.on_after_batch_transfer(
+        {"image": pixels.clone(), "patch": torch.tensor([[1, 2, 3, 4, 7], [0] * 5])}, 0
+    )
+    erased = torch.zeros(2, 8, 8, dtype=torch.bool)
+    erased[0, 1:4, 2:6] = True
+    assert torch.equal((batch["image"] != preprocessing.normalize(pixels)).all(1), erased)
+    assert set(batch) == {"image"}
