@@ -59,11 +59,16 @@ def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tupl
         network: On any device, and in the mode that is to be counted.
         image: Channels, height and width.
     """
+    counts = count_by_operator(network, image)
+    attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
+    return sum(counts.values()) - attention, attention
+
+
+def count_by_operator(network: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
+    """Count the multiply-adds for one image as `count_multiply_adds`, by torch's operators such as `aten.addmm`."""
     state = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
     # Where nothing is computed, torch takes attention apart into the batched products that are told apart here.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(network, state, (torch.empty(1, *image, device="meta"),))
     # torch counts a multiply-add as two operations.
-    counts = {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}
-    attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
-    return sum(counts.values()) - attention, attention
+    return {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}

@@ -1,10 +1,13 @@
-"""Peak memory of a call."""
+"""Peak memory of a call, and pages of memory that are new to a process."""
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from scalablevit_pl.profiling.networks import Setting, build_network, prepare
 
 
 def peak_of_call(call: Callable[[], object], device: torch.device) -> int:
@@ -34,3 +37,23 @@ def peak_of_call(call: Callable[[], object], device: torch.device) -> int:
         held += change.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def page_faults_of_steps(setting: Setting, repeats: int, warmup: int = 3) -> list[int]:
+    """Return for each of some steps on a CPU how many pages it gets that the process has not, or has given back.
+
+    It has to be called in a process of its own: a step finds pages that anything before it has left.
+
+    Args:
+        setting: The network, and in which way it is run.
+        repeats: Steps that are counted.
+        warmup: Steps before.
+    """
+    import resource  # which not every system has
+
+    step = prepare(build_network(setting), setting, torch.device("cpu")).step
+    counts = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+    for _ in range(warmup + repeats):
+        step()
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return [after - before for before, after in pairwise(counts)][warmup:]

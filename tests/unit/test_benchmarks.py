@@ -10,7 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
+from scalablevit_pl.models import create_model
+from scalablevit_pl.profiling import matrix
 from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.timing import Spread
@@ -109,3 +112,63 @@ def test_the_best_batch_is_searched_until_memory_ends(monkeypatch: pytest.Monkey
     assert {len(row) for row in rows} == {len(networks.HEADER)}
     assert re.match(r"\| `a`, batch 64 \| 1 \| .* \| 64.0 \| ", table.splitlines()[5])
     assert "| `b`, batch 32 | out of memory | – |" in table
+
+
+def lines_of(
+    name: str, *options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Run a script and return the rows of its tables."""
+    script = load(name)
+    if hasattr(script, "page_faults"):
+        monkeypatch.setattr(script, "page_faults", lambda setting, repeats: 0.0)  # which a process of its own counts
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--device", "cpu", *options])
+    script.main()
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+
+
+def test_what_a_step_is_made_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(matrix.SIDES, "cpu", (64,))
+    # Maps of seven tokens and less are one window, so that each layer is called once.
+    options = ["--mode", "train", "--batch-size", "2", "--input-size", "28", "--repeats", "1"]
+    lines = lines_of("operators", "scalablevit_nano", *options, monkeypatch=monkeypatch, capsys=capsys)
+    rows = {cells[0].strip("| "): cells for cells in (line.split(" | ") for line in lines)}
+    layers = sum(isinstance(module, nn.Linear) for module in create_model("scalablevit_nano").modules())
+    assert int(rows["linear layers"][1]) == 3 * layers  # a backward pass has two products where a layer has one
+    assert rows["optimizer"][1] == "1"
+
+
+def test_the_multiply_adds_of_a_step_are_told_apart() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(4, 5))
+    setting = Setting("", "train", batch_size=3, input_size=(8, 8))
+    counts = load("operators").multiply_adds(network, setting)
+    assert counts == {"convolutions": 3 * 3 * (8 * 4 * 3 * 4 * 4), "linear layers": 3 * 3 * (8 * 4 * 5)}
+
+
+@pytest.mark.parametrize(("precision", "size"), [("32", 4), ("bf16", 2)])
+def test_what_waits_for_a_backward_pass_is_counted(precision: str, size: int) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.GELU(), nn.Linear(7, 5))
+    setting = Setting("", "train", precision, batch_size=3, input_size=(2, 2))
+    each, besides = load("saved").count(network, setting, torch.device("cpu"))
+    # Inputs of the linear layers and of GELU; of the cross entropy, in float32, log-probabilities and the label.
+    assert each == size * (12 + 7 + 7) + 4 * 5 + 8
+    # Cross entropy keeps the sum of its weights, and autocast copies the weight that a gradient goes through.
+    assert besides == 4 + (0 if precision == "32" else 2 * 7 * 5)
+
+
+def test_checkpointing_leaves_less_to_wait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of("saved", "scalablevit_nano", "--input-size", "64", monkeypatch=monkeypatch, capsys=capsys)
+    for line in lines[1:]:
+        plain, checkpointed = (float(cell.removesuffix(" MB")) for cell in line.split(" | ")[2:4])
+        assert 0 < checkpointed < plain / 2
+
+
+def test_a_ratio_of_sizes_is_that_of_the_rounds() -> None:
+    # Twice and four times as slow, and once disturbed, at four times the work.
+    assert load("sizes").ratio([2.0, 40.0, 30.0], [1.0, 10.0, 3.0], 800, 200) == 1.0
+
+
+def test_sizes_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--sizes", "32x32", "32x64", "--repeats", "1"]
+    lines = lines_of("sizes", "scalablevit_nano", *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert [line.split(" | ")[1] for line in lines] == ["input", "32×32", "32×64"]
+    assert lines[1].endswith("| 1.00 | 1.00 |")
