@@ -34,8 +34,9 @@ def attend(
         pieces = zip(*(torch.split(part, LARGEST_BATCH) for part in parts), strict=True)
         return torch.cat([attend(q, k, v, scale, dropout, *rest) for q, k, v, *rest in pieces])
     width = value.shape[-1]
-    surplus = query.shape[-1] - width
-    # Fused kernels want one width. Zeros add nothing to the products, and the value's extra columns are cut off again.
+    # Fused kernels of a CPU want one width, those of a GPU no more than multiples of eight. Zeros add nothing to the
+    # products, and the value's extra columns are cut off again.
+    surplus = 0 if query.is_cuda else query.shape[-1] - width
     if surplus > 0:
         value = F.pad(value, (0, surplus))
     elif surplus < 0:
@@ -54,6 +55,20 @@ def pad_to_multiple(tokens: Tensor, multiple: int) -> Tensor:
     return F.pad(tokens, (0, 0, 0, wide - width, 0, tall - height))
 
 
+def to_autocast(tokens: Tensor) -> Tensor:
+    """Cast to the type in which autocast has linear layers and convolutions computed, and lay out as indexed.
+
+    Each of those layers would cast by itself, so that several casts would be kept for the backward pass, and what is
+    laid out anew before them would be so in the wider type. Without autocast nothing changes. A compiler merges casts.
+    """
+    if torch.compiler.is_compiling() or tokens.is_meta or tokens.dtype != torch.float32:
+        return tokens
+    kind = tokens.device.type
+    if not torch.is_autocast_enabled(kind):
+        return tokens
+    return tokens.to(torch.get_autocast_dtype(kind), memory_format=torch.contiguous_format)
+
+
 def divides(multiple: int, length: int) -> bool:
     """Tell whether a number divides a length; of a length that a compiler leaves open, whether it always does.
 
@@ -64,6 +79,39 @@ def divides(multiple: int, length: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # a second to import
 
     return bool(statically_known_true(length % multiple == 0))
+
+
+class DepthwiseReduction(nn.Conv2d):
+    """Depthwise convolution whose stride is its kernel's side: a weighted sum over each patch, by channel.
+
+    cuDNN's gradients of it take several times as long as those of the sum written out, which serves in training on a
+    GPU. The products there have the wider type of weights and image.
+
+    Args:
+        dim: Channels C.
+        ratio: Factor by which both sides of the map shrink.
+    """
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__(dim, dim, ratio, stride=ratio, groups=dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reduce `(B, C, H, W)`, of sides that the ratio divides, to `(B, C, H / ratio, W / ratio)`."""
+        if image.is_cuda and torch.is_grad_enabled():
+            return self.sum_patches(image)
+        return super().forward(image)
+
+    def sum_patches(self, image: Tensor) -> Tensor:
+        """Do the same without a convolution; of the image's type."""
+        batch, channels, height, width = image.shape
+        ratio, bias = self.stride[0], self.bias
+        # Channels come last, as they lie in memory, and as those of the sums do then.
+        tokens = image.permute(0, 2, 3, 1)
+        patches = tokens.reshape(batch, height // ratio, ratio, width // ratio, ratio, channels)
+        weight = self.weight.permute(2, 1, 3, 0)  # (ratio, 1, ratio, C)
+        reduced: Tensor = (patches * weight).sum((2, 4))
+        reduced = reduced if bias is None else reduced + bias
+        return reduced.to(image.dtype).permute(0, 3, 1, 2)
 
 
 class ScalableSelfAttention(nn.Module):
@@ -115,7 +163,7 @@ class ScalableSelfAttention(nn.Module):
         self.attn_drop_rate = attn_drop_rate
         self.q = nn.Linear(dim, key_dim)
         if spatial_ratio > 1:
-            self.depthwise = nn.Conv2d(dim, dim, spatial_ratio, stride=spatial_ratio, groups=dim)
+            self.depthwise = DepthwiseReduction(dim, spatial_ratio)
             self.pointwise = nn.Conv2d(dim, key_dim, 1)
             self.norm = nn.LayerNorm(key_dim, eps=1e-5)  # unlike the 1e-6 everywhere else, as in the released weights
             self.k = nn.Linear(key_dim, key_dim)
@@ -133,6 +181,7 @@ class ScalableSelfAttention(nn.Module):
     def _attend(self, tokens: Tensor) -> Tensor:
         """Do all before the output projection, which needs none of what is held here."""
         batch, height, width, _ = tokens.shape
+        tokens = to_autocast(tokens)
         if self.spatial_ratio > 1:
             reduced = self._reduce(tokens)
             key, value = self.k(reduced), self.v(reduced)
@@ -269,7 +318,7 @@ class InteractiveWindowSelfAttention(nn.Module):
         batch, height, width, channels = tokens.shape
         tall, wide = tall or self.window_size, wide or self.window_size
         rows, columns = height // tall, width // wide
-        windows = tokens.reshape(batch, rows, tall, columns, wide, channels).transpose(2, 3)
+        windows = to_autocast(tokens.reshape(batch, rows, tall, columns, wide, channels).transpose(2, 3))
         # The fused kernels take four dimensions, so all windows of all samples stand in the first.
         qkv = self.qkv(windows.reshape(batch * rows * columns, tall * wide, channels))
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -85,19 +85,24 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for whole samples and scale the others up (stochastic depth, arXiv 1603.09382)."""
+    """Add a residual branch, or drop it for whole samples and scale the others up (stochastic depth, arXiv 1603.09382).
+
+    Args:
+        rate: Probability with which a sample's branch is dropped in training.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """Zero each sample of `(B, …)` with probability `rate` in training; the identity otherwise."""
+    def forward(self, tokens: Tensor, branch: Tensor) -> Tensor:
+        """Add `(B, …)` to tokens of that shape."""
         if not self.training or self.rate == 0.0:
-            return branch
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        keep = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1.0 - self.rate)
-        return branch * keep / (1.0 - self.rate)
+            return tokens + branch
+        shape = (tokens.shape[0],) + (1,) * (tokens.ndim - 1)
+        # In the tokens' type, which under autocast is the wider one: the scale would be a thousandth off in bfloat16.
+        scale = torch.empty(shape, dtype=tokens.dtype, device=tokens.device).bernoulli_(1.0 - self.rate)
+        return torch.addcmul(tokens, branch, scale.div_(1.0 - self.rate))
 
     def extra_repr(self) -> str:
         """Show the rate in the module's printed form."""
@@ -128,8 +133,8 @@ class ScalableViTBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(B, H, W, C)` to `(B, H, W, C)`."""
         # Without names for what is added, which would hold its memory till the end.
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        output: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = self.drop_path(tokens, self.attn(self.norm1(tokens)))
+        output: Tensor = self.drop_path(tokens, self.mlp(self.norm2(tokens)))
         return output
 
 

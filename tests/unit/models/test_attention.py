@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from scalablevit_pl.models.attention import (
+    DepthwiseReduction,
     InteractiveWindowSelfAttention,
     ScalableSelfAttention,
     WindowPad,
@@ -363,3 +364,51 @@ def test_iwsa_compiled_for_one_size_needs_no_mask_where_windows_are_full() -> No
     compiled(torch.randn(1, 14, 7, 12))
     compiled(torch.randn(1, 14, 8, 12))
     assert ["arange" in graph.code for graph in graphs] == [False, True]
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_a_reduction_written_out_is_the_convolution(ratio: int) -> None:
+    torch.manual_seed(0)
+    layer, tokens = DepthwiseReduction(6, ratio), torch.randn(2, 3 * ratio, 5 * ratio, 6)
+    results = []
+    for compute in (layer.forward, layer.sum_patches):
+        image = tokens.permute(0, 3, 1, 2).requires_grad_()
+        reduced = compute(image)
+        assert reduced.is_contiguous(memory_format=torch.channels_last)
+        weight = torch.arange(reduced.numel()).view_as(reduced).sin()
+        results.append([reduced, *torch.autograd.grad((reduced * weight).sum(), [image, *layer.parameters()])])
+    for written, convolved in zip(*results, strict=True):
+        torch.testing.assert_close(written, convolved, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [ScalableSelfAttention(8, 2, 2), InteractiveWindowSelfAttention(8, 2, 4)])
+def test_autocast_casts_the_tokens_once_and_computes_what_it_did(attention: nn.Module, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 8, 8, 8)
+
+    def attend_and_keep() -> tuple[Tensor, int]:
+        """Return the output, and how often the tokens wait for the backward pass."""
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        held = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with held, torch.autocast("cpu", dtype=torch.bfloat16):
+            output = attention(tokens)
+        values = tokens.bfloat16().flatten().sort().values
+        return output, sum(
+            tensor.numel() == values.numel() and torch.equal(tensor.bfloat16().flatten().sort().values, values)
+            for tensor in kept.values()
+        )
+
+    output, copies = attend_and_keep()
+    assert copies == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled = torch.compile(attention, fullgraph=True, backend="eager")(tokens)
+    torch.testing.assert_close(compiled, output)
+    monkeypatch.setattr("scalablevit_pl.models.attention.to_autocast", lambda tokens: tokens)
+    expected, _ = attend_and_keep()
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)

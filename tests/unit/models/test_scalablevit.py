@@ -169,12 +169,20 @@ def test_a_single_block_a_stage_has_stochastic_depth_too() -> None:
 def test_drop_path_drops_whole_samples_in_training_only() -> None:
     torch.manual_seed(0)
     drop_path = DropPath(0.25)
-    branch = torch.rand(4000, 2, 3, 4) + 0.5
-    assert drop_path.eval()(branch) is branch
-    kept = drop_path.train()(branch) / branch
+    tokens, branch = torch.randint(9, (4000, 2, 3, 4)).float(), torch.randint(1, 9, (4000, 2, 3, 4)).float()
+    assert torch.equal(drop_path.eval()(tokens, branch), tokens + branch)
+    kept = (drop_path.train()(tokens, branch) - tokens) / branch
     torch.testing.assert_close(kept, torch.where(kept[:, :1, :1, :1] == 0, 0.0, 4 / 3).expand_as(kept))
     assert kept.mean() == pytest.approx(1.0, abs=0.03)
-    assert DropPath(0.0).train()(branch) is branch
+    assert torch.equal(DropPath(0.0).train()(tokens, branch), tokens + branch)
+
+
+def test_a_branch_in_bfloat16_is_scaled_in_the_tokens_type() -> None:
+    torch.manual_seed(0)
+    tokens, branch = torch.zeros(64, 1, 1, 8), torch.randn(64, 1, 1, 8).bfloat16()
+    added = DropPath(0.3).train()(tokens, branch)
+    assert added.dtype == torch.float32
+    torch.testing.assert_close(added[added != 0], (branch.float() / 0.7)[added != 0], rtol=1e-6, atol=0)
 
 
 def test_both_branches_of_a_block_are_dropped_apart() -> None:
@@ -230,7 +238,7 @@ def test_weights_are_initialized_by_kind_of_layer() -> None:
                 assert (module.weight == 1).all(), name
             case _:
                 continue
-        seen[type(module)] += 1
+        seen[nn.Conv2d if isinstance(module, nn.Conv2d) else type(module)] += 1
         assert (module.bias == 0).all(), name
         tolerance = 5 * std / math.sqrt(2 * module.weight.numel())  # five standard errors
         assert module.weight.std().item() == pytest.approx(std, abs=tolerance), name
