@@ -1,10 +1,11 @@
 """ScalableViT-S, -B and -L against Swin-T and Twins-SVT-S: the tables of docs/benchmarks.md, in Markdown.
 
-python benchmarks/networks.py [--device cpu|cuda] [--repeats N] [--quick]
+python benchmarks/networks.py [--device cpu|cuda] [--parts PART …] [--networks NAME …] [--repeats N] [--quick]
 
-On both: float32 inference at 224×224, and one image of 448×448, 512×512 and 800×1333. On a GPU besides: inference in
-bf16, eager and compiled; training steps in bf16, eager and compiled, at the batch out of 32, 64, 128, … that gives most
-images/s to each network. All of one batch and size are measured in turns.
+Parts: `inference` in float32 at 224×224; `sizes`, one image of 448×448, 512×512 and 800×1333. On a GPU besides:
+`bf16`, inference in it; `training`, steps in bf16 at the batch out of 64, 128, … that gives most images/s to each
+network; and `compiled`, those of both beside their compiled ones, which takes minutes for each network. All of one
+batch and size are measured in turns.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from scalablevit_pl.profiling.report import describe, headline, way_of
 NETWORKS = ("scalablevit_s", "scalablevit_b", "scalablevit_l", "swin_tiny_patch4_window7_224", "twins_svt_small")
 QUICK_NETWORKS = ("scalablevit_nano", "resnet10t")
 LARGE_SIZES = ((448, 448), (512, 512), (800, 1333))
-FIRST_BATCH, LAST_BATCH = 32, 1024
+FIRST_BATCH, LAST_BATCH = 64, 2048
+CPU_PARTS, PARTS = ("inference", "sizes"), ("inference", "sizes", "bf16", "training", "compiled")
 HEADER = ("network", "parameters", "multiply-adds", "of attention", "ms", "quartiles", "images/s", "memory", "rate")
 
 
@@ -88,39 +90,53 @@ def main() -> None:
     """Print the tables, each as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(default: all; on a CPU the first two)")
     parser.add_argument("--repeats", type=int, default=10, help="rounds (%(default)s)")
     parser.add_argument("--threads", type=int, help="of a CPU (default: torch's own choice)")
     parser.add_argument("--networks", nargs="+", help="others than the five")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="of inference (default: 1 8, on a GPU 1 8 128)")
     parser.add_argument("--quick", action="store_true", help="small networks and images, to see that it works")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device, gpu = torch.device(options.device), options.device == "cuda"
     networks = options.networks or (QUICK_NETWORKS if options.quick else NETWORKS)
+    parts = options.parts or (PARTS if gpu or options.quick else CPU_PARTS)
     size, large = ((32, 32), ((48, 48), (50, 83))) if options.quick else ((224, 224), LARGE_SIZES)
     first, last = (2, 4) if options.quick else (FIRST_BATCH, LAST_BATCH)
+    batch_sizes = options.batch_sizes or ((1, 8, 128) if gpu else (1, 8))
     plan = Plan(options.repeats, 0.01 if options.quick else 0.2)
     sys.stdout.write(headline(describe([], device, plan)) + "\n")
 
-    def show(setting: Setting) -> None:
-        results = measure([replace(setting, network=network) for network in networks], device, plan)
-        sys.stdout.write(markdown(way_of(results[0]), results))
+    def show(settings: Sequence[Setting], title: str = "", with_batch: bool = False) -> None:
+        results = measure(settings, device, plan)
+        sys.stdout.write(markdown(title or way_of(results[0]), results, with_batch))
         sys.stdout.flush()
 
-    for batch_size in (1, 8, 128) if gpu else (1, 8):
-        show(Setting("", batch_size=batch_size, input_size=size))
-    for input_size in large:
-        show(Setting("", input_size=input_size))
-    if not gpu and not options.quick:
+    def all_of(setting: Setting) -> list[Setting]:
+        return [replace(setting, network=network) for network in networks]
+
+    if "inference" in parts:
+        for batch_size in batch_sizes:
+            show(all_of(Setting("", batch_size=batch_size, input_size=size)))
+    if "sizes" in parts:
+        for input_size in large:
+            show(all_of(Setting("", input_size=input_size)))
+    inference = all_of(Setting("", "inference", "bf16", False, max(batch_sizes), size))
+    if "bf16" in parts:
+        show(inference)
+    if "training" not in parts:
         return
-    for compiled in (False, True) if gpu else (False,):
-        if gpu:
-            show(Setting("", "inference", "bf16", compiled, 128, size))
-        settings = [Setting(network, "train", "bf16", compiled, first, size) for network in networks]
-        best = search_batches(settings, device, plan, last)
-        title = way_of(best[0]).partition(", batch")[0] + ", each at its best batch"
-        sys.stdout.write(markdown(title, best, with_batch=True))
-        sys.stdout.flush()
+    best = search_batches(all_of(Setting("", "train", "bf16", False, first, size)), device, plan, last)
+    sys.stdout.write(markdown("train bf16, each at its best batch", best, with_batch=True))
+    sys.stdout.flush()
+    if "compiled" in parts:
+        # Eager ones again beside them, so that the ratio is of the same rounds.
+        trained = [result.setting for result in best if not result.note]
+        for settings in (inference, trained):
+            for setting in settings:
+                pair = [setting, replace(setting, compiled=True)]
+                show(pair, f"{setting.mode} bf16, eager and compiled", with_batch=True)
 
 
 if __name__ == "__main__":
