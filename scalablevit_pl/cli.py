@@ -51,6 +51,11 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the table has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        if "--traceback" in options:  # asks where it hangs
+            raise
+        sys.stderr.write("scalablevit: interrupted\n")
+        return 128 + signal.SIGINT
     except Exception as error:
         from scalablevit_pl.explanation import explain
 
@@ -180,6 +185,8 @@ def settle(command: str, options: list[str]) -> list[str]:
     """
     if "--help-all" in options:
         return ["--help"]
+    if any(word in ("-c", "--config") and value.startswith("--") for word, value in pairwise([*options, "--"])):
+        raise ValueError("--config has no value: write the name of a recipe behind it")
     if any(option.partition("=")[0].endswith(".help") for option in options):
         return options  # shows the arguments of a class and does nothing else
     words = split_values(options)
@@ -204,7 +211,7 @@ def settle(command: str, options: list[str]) -> list[str]:
                 "several processes need one name for the run, which each would make up: give it with --run"
             )
         words += ["--run", default_run(words)]
-    if not any(word.startswith(("--config", "--data", "--model", "--print_config")) for word in words):
+    if not any(word.startswith(("--config", "--print_config")) or names_class(word) for word in words):
         raise ValueError(
             "there is nothing to start from: give a recipe with --config, such as --config recipes/quickstart.yaml"
             if command == "fit"
@@ -216,6 +223,11 @@ def settle(command: str, options: list[str]) -> list[str]:
         if word == "--config":
             words[position + 1] = str(find_config(words[position + 1]))
     return words
+
+
+def names_class(word: str) -> bool:
+    """Tell whether an option says what data or model are; without one that does, those of their parts are unknown."""
+    return word.partition("=")[0] in ("--data", "--model", "--data.class_path", "--model.class_path")
 
 
 def goes_on_from_weights(words: list[str], folder: Path) -> bool:

@@ -227,8 +227,27 @@ def test_a_checkpoint_alone_brings_its_runs_configuration(command: str, work: Pa
 
 @pytest.mark.parametrize(("command", "remedy"), [("fit", "--config recipes/"), ("validate", "--run")])
 def test_a_command_without_anything_to_start_from_says_what_it_needs(command: str, remedy: str, work: Path) -> None:
-    with pytest.raises(ValueError, match=f"nothing to start from.*{remedy}"):
-        settle(command, [])
+    for words in ([], ["--data.dataset", "photos", "--model.lr=1"]):
+        with pytest.raises(ValueError, match=f"nothing to start from.*{remedy}"):
+            settle(command, words)
+    assert "--data=a.Class" in settle("fit", ["--data=a.Class"])
+
+
+@pytest.mark.parametrize("words", [["--config"], ["-c", "--run", "first"], ["--config", "--data.batch_size=2"]])
+def test_a_recipe_that_is_not_named_is_asked_for(words: list[str], work: Path) -> None:
+    with pytest.raises(ValueError, match="--config has no value: write the name of a recipe behind it"):
+        settle("fit", words)
+
+
+def test_an_interruption_is_no_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert main(["plot"]) == 130
+    assert capsys.readouterr().err == "scalablevit: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["plot", "--traceback"])
 
 
 def test_a_fit_spells_out_recipe_and_run(work: Path) -> None:
