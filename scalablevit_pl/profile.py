@@ -67,6 +67,8 @@ def _check_measured(results: Sequence[Result]) -> None:
 def _remedy(note: str) -> str:
     if ": give " in note:
         return ""  # it has one
+    if " is damaged" in note:
+        return ": take a whole copy of it"
     if note == "out of memory":
         return ": give a smaller --batch-size or --input-size"
     if note.startswith("does not compile"):

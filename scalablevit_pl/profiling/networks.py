@@ -86,9 +86,9 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
             if not is_model_folder(folders[name]):
                 raise ValueError(f"{name!r} holds no model: give a folder with {WEIGHTS} and {CONFIG}")
         elif name not in list_models() and not timm.is_model(name):
-            if Path(name).is_dir():
+            if name and Path(name).is_dir():
                 raise ValueError(f"{name!r} is no network's name, but a folder is called so: give it as ./{name}")
-            near = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], n=3, cutoff=0.0)
+            near = difflib.get_close_matches(name.lower(), [*list_models(), *timm.list_models()], n=3, cutoff=0.0)
             raise ValueError(
                 f"unknown network {name!r}, which is neither ours nor timm's: did you mean {_either(near)}?"
             )

@@ -191,6 +191,13 @@ def test_nothing_measured_says_of_each_network_why_and_what_to_do() -> None:
     assert "Expected more than 1 value" in str(caught.value.__cause__)
 
 
+def test_a_damaged_model_needs_no_other_size(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json' is damaged, it holds no JSON.*: take a whole copy of it$"):
+        profile([str(tmp_path), *QUICK])
+
+
 @pytest.mark.slow
 def test_matplotlib_is_imported_for_pictures_only() -> None:
     code = "import sys, scalablevit_pl.profile; sys.exit('matplotlib' in sys.modules)"

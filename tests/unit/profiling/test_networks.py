@@ -33,9 +33,10 @@ class Probe(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("name", ["scalablevit_nanno", "resnet10", "swin_tiny_patch4_window7"])
+@pytest.mark.parametrize("name", ["scalablevit_nanno", "resnet10", "swin_tiny_patch4_window7", "SCALABLEVIT_S", ""])
 def test_an_unknown_network_is_answered_with_the_nearest(name: str) -> None:
-    near = {"scalablevit_nanno": "scalablevit_nano", "resnet10": "resnet10t"}.get(name, f"{name}_224")
+    known = {"scalablevit_nanno": "scalablevit_nano", "resnet10": "resnet10t", "SCALABLEVIT_S": "scalablevit_s", "": ""}
+    near = known.get(name, f"{name}_224")
     with pytest.raises(ValueError, match=f"unknown network '{name}'.*did you mean.*{near}"):
         check_networks(["resnet10t", name])
     assert check_networks(["scalablevit_l", "resnet10t"]) == {}
