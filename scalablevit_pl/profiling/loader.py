@@ -3,12 +3,12 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -57,6 +57,24 @@ class Comparison:
     ratio: Spread
 
 
+class Stored(NamedTuple):
+    """An image of a data set.
+
+    Attributes:
+        content: Encoded bytes, or the path of a file.
+        label: Its class.
+        name: What to call it in an error.
+    """
+
+    content: bytes | str
+    label: int
+    name: str
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        return self.content if isinstance(self.content, bytes) else Path(self.content).read_bytes()
+
+
 class Source:
     """Some training images of a datamodule, as they are stored and as files of a class-folder tree.
 
@@ -73,35 +91,33 @@ class Source:
         self.datamodule = datamodule
         self.folder = folder
         count = max(count, datamodule.batch_size)
-        self.streaming = datamodule.streaming
-        if not self.streaming:
+        if not datamodule.streaming:
             images = copy.copy(datamodule.images["train"])
             every = max(1, len(images) // count)
             images.indices = images.indices[: every * count : every]
             datamodule.images["train"] = images
-        self.encoded = [self._content(stored) for stored in self.stored(count)]
-        for number, (content, label) in enumerate(self.encoded):
-            place = folder / f"{label:05}"
+        self.encoded: list[bytes] = []
+        for number, stored in enumerate(self.stored(count)):
+            content = stored.read()
+            self.encoded.append(content)
+            place = folder / f"{stored.label:05}"
             place.mkdir(exist_ok=True)
             (place / f"{number:07}.jpg").write_bytes(content)  # Pillow looks at the content, not at the name
 
-    def stored(self, count: int) -> "list[tuple[bytes | str, int]]":
-        """Read up to so many images as they are stored, each with its label."""
+    def stored(self, count: int) -> Iterator[Stored]:
+        """Give up to so many images as they are stored."""
         stream = self.datamodule._stream
         if stream is not None:
-            rows = stream._rows(list(range(len(stream.files))))
-            return [
-                ((row[stream.image_column] or {}).get("bytes") or b"", row[stream.label_column])
-                for _, row in islice(rows, count)
-            ]
+            for index, row in islice(stream._rows(list(range(len(stream.files)))), count):
+                content = (row[stream.image_column] or {}).get("bytes") or b""
+                yield Stored(content, row[stream.label_column], f"row {index} of split {stream.split!r}")
+            return
         images = self.datamodule.images["train"]
         labels: Any = images.labels
-        return [(images.stored(int(index))[0], int(labels[index])) for index in islice(images.indices, count)]
-
-    @staticmethod
-    def _content(stored: tuple[bytes | str, int]) -> tuple[bytes, int]:
-        source, label = stored
-        return (source if isinstance(source, bytes) else Path(source).read_bytes()), label
+        for index in map(int, islice(images.indices, count)):
+            content, path = images.stored(index)
+            name = path if content == path else f"row {index} of split {images.split!r}"
+            yield Stored(content, int(labels[index]), name)
 
 
 class Loaders:
@@ -130,7 +146,8 @@ class Loaders:
         """
         datamodule = self.source.datamodule
         datamodule.num_workers = workers
-        if self.source.streaming:
+        stream = datamodule._stream
+        if stream is not None and stream.workers != max(workers, 1):
             datamodule.setup("fit")  # which shares the files out
         return datamodule.train_dataloader()
 
@@ -163,14 +180,11 @@ def compare(loaders: Loaders, workers: int, rounds: int, seconds: float) -> Comp
     """
     ours, theirs = list[float](), list[float]()
     for number in range(rounds):
-        turns: list[tuple[list[float], Callable[[int], DataLoader[Any]]]] = [
-            (ours, loaders.ours),
-            (theirs, loaders.theirs),
-        ]
+        turns = [(ours, loaders.ours(workers)), (theirs, loaders.theirs(workers))]
         # Each goes first in every other round, since what comes first may find the machine at rest.
-        for rates, make in turns if number % 2 else reversed(turns):
+        for rates, loader in turns if number % 2 else reversed(turns):
             with _one_thread():
-                rates.append(time_loader(make(workers), seconds))
+                rates.append(time_loader(loader, seconds))
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return Comparison(workers, Spread.of(ours), Spread.of(theirs), Spread.of(ratios))
 
@@ -209,35 +223,39 @@ def _pass_stages(source: Source, number: int) -> list[float]:
     steps = getattr(datamodule._train_transform(), "transforms", None)
     crop, augment, finish = (steps[0], steps[1:-1], steps[-1]) if steps else (datamodule.preprocessing.pixels, [], None)
     draw_patch = datamodule._draw_patch()
-    moments = [time.perf_counter()]
+    spent = dict.fromkeys(STAGES, 0.0)
+    last = time.perf_counter()
 
-    def done() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        moments.append(time.perf_counter())
+    def done(stage: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        spent[stage] += now - last
+        last = now
 
-    stored = [source._content(one) for one in source.stored(STAGE_BATCH)]
-    done()
-    images: list[Any] = [decode_image(content) for content, _ in stored]
-    done()
-    seed_generators(number)
-    images = [crop(image) for image in images]
-    done()
-    patches = []
-    for position, image in enumerate(images):
+    samples = []
+    # Image by image, as a loader does: the same step for many images in a row would find the processor's caches warm.
+    for position, stored in enumerate(source.stored(STAGE_BATCH)):
+        content = stored.read()
+        done("read")
+        image: Any = decode_image(content)
+        done("decode")
         seed_generators(*Draw(number, position, 0))
+        done("augment")
+        image = crop(image)
+        done("crop")
         for step in augment:
             image = step(image)
-        images[position] = image
-        patches.append({} if draw_patch is None else {"patch": draw_patch()})
-    done()
-    batch = collate(
-        [
-            {"image": image if finish is None else finish(image), "label": label, "index": 0, "path": ""} | patch
-            for image, (_, label), patch in zip(images, stored, patches, strict=True)
-        ]
-    )
-    done()
-    datamodule.on_after_batch_transfer(datamodule.transfer_batch_to_device(batch, device, 0), 0)
-    done()
-    return [(end - start) / len(stored) for start, end in pairwise(moments)]
+        patch = {} if draw_patch is None else {"patch": draw_patch()}
+        done("augment")
+        pixels = image if finish is None else finish(image)
+        samples.append({"image": pixels, "label": stored.label, "index": 0, "path": ""} | patch)
+        done("collate")
+    batch = collate(samples)
+    done("collate")
+    batch = datamodule.on_after_batch_transfer(datamodule.transfer_batch_to_device(batch, device, 0), 0)
+    if datamodule._mix is not None:  # as it does where there is a trainer
+        datamodule._mix(batch["image"], batch["label"])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    done("transfer")
+    return [spent[stage] / len(samples) for stage in STAGES]

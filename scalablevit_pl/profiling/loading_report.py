@@ -53,7 +53,7 @@ def describe(
             "preprocessing": datamodule.preprocessing.to_dict(),
             "augmentation": None if datamodule.augmentation is None else asdict(datamodule.augmentation),
             "images": len(source.encoded),
-            "mean_bytes": sum(len(content) for content, _ in source.encoded) / len(source.encoded),
+            "mean_bytes": sum(map(len, source.encoded)) / len(source.encoded),
             "seconds": options.seconds,
             "rounds": options.rounds,
         },

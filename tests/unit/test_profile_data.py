@@ -9,8 +9,12 @@ import pytest
 from PIL import Image
 
 from scalablevit_pl import cli
+from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
+from scalablevit_pl.data.images import collate
+from scalablevit_pl.data.transforms import BatchMix, PatchDraw
 from scalablevit_pl.profile_data import read_options
-from scalablevit_pl.profiling.loader import STAGES
+from scalablevit_pl.profiling import loader, pace
+from scalablevit_pl.profiling.loader import STAGES, Source, Spread, compare, time_stages
 
 QUICK = ["--config", "recipes/quickstart.yaml", "--workers=0", "--seconds=0.05", "--rounds=2", "--data.batch_size=4"]
 
@@ -43,6 +47,14 @@ def make_images(folder: Path, streamed: bool) -> Path:
     for split in ("train", "validation"):
         table.to_parquet(str(folder / "parquet" / f"{split}.parquet"))
     return folder / "parquet"
+
+
+def make_data(folder: Path, augmentation: Augmentation | None) -> ClassificationDataModule:
+    data = ClassificationDataModule(
+        str(folder), batch_size=4, num_workers=0, preprocessing=Preprocessing(8, 1.0), augmentation=augmentation
+    )
+    data.setup("fit")
+    return data
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -84,3 +96,50 @@ def test_options_out_of_range_are_refused(option: str, message: str) -> None:
 def test_a_mistake_in_the_recipe_is_raised_as_in_a_fit() -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         run("--data.dataset=./missing")
+
+
+def test_stages_are_timed_of_one_image_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage takes a time of its own; their sum is what the loader takes."""
+    (tmp_path / "data").mkdir()
+    data = make_data(make_images(tmp_path / "data", False), Augmentation(auto_augment=None))
+    (tmp_path / "tree").mkdir()
+    source, seen, clock = Source(data, 12, tmp_path / "tree"), list[str](), iter(range(10**6))
+    decode, mix, normalize = loader.decode_image, BatchMix.__call__, Preprocessing.normalize
+    monkeypatch.setattr(loader, "decode_image", lambda content: (seen.append("decode"), decode(content))[1])
+    monkeypatch.setattr(BatchMix, "__call__", lambda *values: (seen.append("mix"), mix(*values))[1])
+    monkeypatch.setattr(Preprocessing, "normalize", lambda *values: (seen.append("normalize"), normalize(*values))[1])
+    monkeypatch.setattr(loader, "collate", lambda samples: (seen.append("collate"), collate(samples))[1])
+    draw = PatchDraw.__call__
+    monkeypatch.setattr(PatchDraw, "__call__", lambda patch: (seen.append("patch"), draw(patch))[1])
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(clock)))
+    stages = time_stages(source, 1)
+    assert seen == [*["decode", "patch"] * 12, "collate", "normalize", "mix"] * 2  # of which the first is not counted
+    # Looks at the clock: of an image one after read, decode, crop and collate, and two for augment.
+    expected = {"read": 1, "decode": 1, "crop": 1, "augment": 2, "collate": 13 / 12, "transfer": 1 / 12}
+    assert {stage: spread.median for stage, spread in stages.items()} == pytest.approx(expected)
+
+
+def test_a_loader_is_timed_from_the_first_batch_of_each_process_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Batches(list[Any]):
+        num_workers = 2
+
+    # The start, and when batches of 8, 4, 2, 6 and 7 images arrive; the last comes after the time is over.
+    moments = iter([100.0, 103.0, 103.5, 104.0, 105.5, 999.0])
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(moments))
+    batches = Batches({"image": [0] * size} for size in (8, 4, 2, 6, 7))
+    assert pace.time_loader(batches, 5.0) == pytest.approx((2 + 6) / (105.5 - 103.5))
+    moments = iter([100.0, 103.0, 104.0])
+    assert pace.time_loader(Batches(batches[:2]), 5.0) == pytest.approx(12 / 4.0)
+
+
+def test_a_ratio_is_that_of_one_round_and_turns_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Both:
+        ours, theirs = (staticmethod(lambda workers, way=way: (way, workers)) for way in ("ours", "theirs"))
+
+    seen, rates = list[Any](), iter([10.0, 30.0, 80.0, 20.0, 50.0, 100.0])
+    monkeypatch.setattr(loader, "time_loader", lambda made, seconds: (seen.append((*made, seconds)), next(rates))[1])
+    found = compare(Both(), 3, 3, 0.5)  # type: ignore[arg-type]
+    order = ["theirs", "ours", "ours", "theirs", "theirs", "ours"]
+    assert seen == [(way, 3, 0.5) for way in order]
+    assert (found.workers, found.ours, found.theirs) == (3, Spread(80.0, 30.0, 100.0), Spread(20.0, 10.0, 50.0))
+    assert found.ratio == Spread(3.0, 2.0, 4.0)
