@@ -1,9 +1,13 @@
 """What loading the training images of a fit costs, beside torchvision's folders with timm's transform."""
 
 import argparse
+import difflib
 import json
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +18,8 @@ from scalablevit_pl.fit_plan import FitPlan
 from scalablevit_pl.profiling.loader import Comparison, Loaders, Source, compare, time_stages
 from scalablevit_pl.profiling.loading_report import describe, report
 from scalablevit_pl.storage import save_json
+
+MOST_WORKERS = 256  # a slip such as 22222 would keep the machine busy with starting processes
 
 
 def profile_data(own: SimpleNamespace) -> None:
@@ -26,9 +32,11 @@ def profile_data(own: SimpleNamespace) -> None:
         ValueError: If the data cannot be loaded, or no loader can be made of them.
     """
     datamodule = _load(FitPlan(), own.workers[0])
-    with tempfile.TemporaryDirectory() as folder:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory() as folder:
         source = Source(datamodule, own.images, Path(folder))
         loaders = Loaders(source)
+        for workers in own.workers:  # before any is measured, which takes its time
+            loaders.ours(workers)
         comparisons: list[Comparison] = [compare(loaders, workers, own.rounds, own.seconds) for workers in own.workers]
         stages = time_stages(source, own.rounds)
         record = describe(datamodule, source, comparisons, stages, own)
@@ -38,6 +46,16 @@ def profile_data(own: SimpleNamespace) -> None:
         sys.stdout.write(report(record))
     if own.json is not None and str(own.json) != "-":
         save_json(record, own.json)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a block as an exception does, so that what it has begun is cleared away."""
+    before = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
@@ -53,6 +71,11 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--json", type=Path)
     own, others = parser.parse_known_args(options, SimpleNamespace())
+    known = [option for action in parser._actions for option in action.option_strings]
+    for name in (option.partition("=")[0] for option in others if option.startswith("--")):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)  # none of a fit's options is so near
+        if near:
+            raise ValueError(f"unknown option {name}: did you mean {near[0]}?")
     if not 0.0 < own.seconds < 3600.0:
         raise ValueError(f"--seconds must be above 0 and below 3600, got {own.seconds:g}")
     if own.rounds < 1 or own.images < 1:
@@ -67,7 +90,10 @@ def _counts(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, such as 0,1,2")
-    return list(dict.fromkeys(map(int, words)))
+    counts = list(dict.fromkeys(map(int, words)))
+    if max(counts) > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"at most {MOST_WORKERS} loader processes can be measured, got {text!r}")
+    return counts
 
 
 def _load(plan: FitPlan, workers: int) -> ClassificationDataModule:

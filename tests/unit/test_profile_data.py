@@ -1,5 +1,7 @@
 import json
+import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalablevit_pl import cli
+from scalablevit_pl import cli, profile_data
 from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.images import collate
 from scalablevit_pl.data.transforms import BatchMix, PatchDraw
@@ -82,6 +84,9 @@ def test_the_record_holds_rates_and_stages(streamed: bool, tmp_path: Path, capsy
     ("option", "message"),
     [
         ("--workers=1,x", "'1,x' is no list of whole numbers"),
+        ("--workers=22222", "at most 256 loader processes can be measured, got '22222'"),
+        ("--worker=2", "unknown option --worker: did you mean --workers"),
+        ("--jsn", "unknown option --jsn: did you mean --json"),
         ("--seconds=0", "--seconds must be above 0"),
         ("--rounds=0", "--rounds and --images must be at least 1, got 0 and 1024"),
         ("--json=missing/out.json", "'missing/out.json' must be the name of a file in a folder that exists and"),
@@ -96,6 +101,31 @@ def test_options_out_of_range_are_refused(option: str, message: str) -> None:
 def test_a_mistake_in_the_recipe_is_raised_as_in_a_fit() -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         run("--data.dataset=./missing")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_cannot_be_loaded_is_said_before_anything_is_measured(
+    streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile_data, "compare", lambda *_: pytest.fail("measured"))
+    (tmp_path / "data").mkdir()
+    more = [f"--data.dataset={make_images(tmp_path / 'data', streamed)}", f"--data.streaming={str(streamed).lower()}"]
+    with pytest.raises(ValueError, match=r"do not fill (one|a) batch of 64"):
+        run(*more, "--data.batch_size=64")
+    if streamed:
+        with pytest.raises(ValueError, match=r"1 parquet files .* × 2 worker.*: choose --workers and "):
+            run(*more, "--workers=0,1,2")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_unreadable_image_is_named_as_in_a_fit(streamed: bool, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "save", lambda _, path: path.write_bytes(b"no image"))
+        folder = make_images(tmp_path / "data", streamed)
+    name = "row 0 of split 'train'" if streamed else r"data/train/class0/\d+\.png"
+    with pytest.raises(ValueError, match=f"cannot read .*{name}: it is no image of a known format; mend or remove it"):
+        run(f"--data.dataset={folder}", f"--data.streaming={str(streamed).lower()}")
 
 
 def test_stages_are_timed_of_one_image_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +173,22 @@ def test_a_ratio_is_that_of_one_round_and_turns_are_taken(monkeypatch: pytest.Mo
     assert seen == [(way, 3, 0.5) for way in order]
     assert (found.workers, found.ours, found.theirs) == (3, Spread(80.0, 30.0, 100.0), Spread(20.0, 10.0, 50.0))
     assert found.ratio == Spread(3.0, 2.0, 4.0)
+
+
+def test_sigterm_clears_away_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    folder, temporary = make_images(tmp_path / "data", False), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped(*_: Any) -> None:
+        assert list(temporary.iterdir()) != []
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(profile_data, "compare", stopped)
+    with pytest.raises(SystemExit) as caught:
+        run(f"--data.dataset={folder}")
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(temporary.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
