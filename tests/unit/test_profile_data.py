@@ -8,15 +8,20 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import RandomSampler
 
 from scalablevit_pl import cli, profile_data
 from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.images import collate
-from scalablevit_pl.data.transforms import BatchMix, PatchDraw
+from scalablevit_pl.data.transforms import BatchMix, PatchDraw, reference_transform
+from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.profile_data import read_options
 from scalablevit_pl.profiling import loader, pace
-from scalablevit_pl.profiling.loader import STAGES, Source, Spread, compare, time_stages
+from scalablevit_pl.profiling.loader import STAGES, Loaders, Source, Spread, compare, time_stages
+from scalablevit_pl.profiling.loading_report import report
+from scalablevit_pl.randomness import seed_generators
 
 QUICK = ["--config", "recipes/quickstart.yaml", "--workers=0", "--seconds=0.05", "--rounds=2", "--data.batch_size=4"]
 
@@ -192,3 +197,81 @@ def test_sigterm_clears_away_what_was_begun(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.code == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_both_loaders_load_the_same_images_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    data = make_data(make_images(tmp_path / "data", False), Augmentation(random_erasing=0.0))
+    images = data.images["train"]
+    assert len(images) == 22  # a tenth is validated on
+    chosen = [images.stored(int(index))[0] for index in images.indices[:20:2]]
+    (tmp_path / "tree").mkdir()
+    source = Source(data, 10, tmp_path / "tree")
+    loaders = Loaders(source)
+    files = [(int(path.parent.name), path.read_bytes()) for path in sorted((tmp_path / "tree").glob("*/*"))]
+    expected = sorted((int("class1" in path), Path(path).read_bytes()) for path in chosen)
+    assert sorted(files) == expected == sorted((stored.label, stored.read()) for stored in source.stored(99))
+    samples = [sample for batch in loaders.ours(0) for sample in batch["path"]]
+    assert len(set(samples)) == 8  # of two whole batches of four
+    assert set(samples) <= set(chosen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for made in (loaders.ours(2), loaders.theirs(2)):
+        assert (made.num_workers, made.batch_size, made.drop_last, made.pin_memory) == (2, 4, True, True)
+        assert made.worker_init_fn is spare_worker
+    assert isinstance(loaders.theirs(0).sampler, RandomSampler)
+    image = Image.open(chosen[0])
+    seed_generators(1)
+    theirs = loaders.images.transform(image)
+    seed_generators(1)
+    assert torch.equal(theirs, reference_transform(data.preprocessing, data.augmentation)(image))
+    data.augmentation = None
+    assert torch.equal(Loaders(source).images.transform(image), data.preprocessing(image))
+
+
+def test_a_batch_at_least_is_measured(tmp_path: Path) -> None:
+    for folder in ("data", "tree"):
+        (tmp_path / folder).mkdir()
+    assert len(Source(make_data(make_images(tmp_path / "data", False), None), 1, tmp_path / "tree").encoded) == 4
+
+
+def test_the_first_pass_is_not_counted_and_one_thread_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen = [3], list[int]()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    def passed(source: Any, number: int) -> list[float]:
+        seen.append(threads[-1])
+        seed_generators(number)
+        return [float(number)] * len(STAGES)
+
+    monkeypatch.setattr(loader, "_pass_stages", passed)
+    state = torch.get_rng_state()
+    stages = time_stages(None, 3)  # type: ignore[arg-type]
+    assert stages == dict.fromkeys(STAGES, Spread(2.0, 1.0, 3.0))
+    assert (seen, threads[-1]) == ([1] * 4, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_table_has_images_a_second_and_milliseconds() -> None:
+    spread = {"median": 2.0, "least": 1.0, "most": 3.0}
+    rates = {
+        "workers": 2,
+        "ours": {"median": 1200.4, "least": 900.0, "most": 1300.0},
+        "theirs": spread,
+        "ratio": spread,
+    }
+    table = report(
+        {
+            "date": "2026-11-26T00:00:00",
+            "machine": {"cores": 2, "processor": "P", "device": "cpu"},
+            "versions": dict.fromkeys(("torch", "torchvision", "timm", "pillow"), "1"),
+            "settings": {"images": 1024, "mean_bytes": 31_450.0, "batch_size": 64, "rounds": 5},
+            "images_per_second": [rates],
+            "seconds_per_image": {stage: {name: value / 1e3 for name, value in spread.items()} for stage in STAGES},
+        }
+    )
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert "1,024 images of 31.4 kB, batches of 64, 5 rounds in turns" in lines
+    assert "2 1,200 (900-1,300) 2 (1-3) 2.00 (1.00-3.00)" in lines
+    assert "decode 2.00 (1.00-3.00)" in lines
+    assert "all but transfer 10.00" in lines  # five stages
