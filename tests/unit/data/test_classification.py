@@ -1,3 +1,4 @@
+import copy
 import io
 import math
 import random
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from scalablevit_pl.data import Augmentation, ClassificationDataModule
 from scalablevit_pl.data.images import DatasetImages, ImageFiles, collate
 from scalablevit_pl.data.samplers import Draw, EvaluationSampler, TrainingSampler
+from scalablevit_pl.data.transforms import erase
+from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError, decode_image
 
 MakeFiles = Callable[..., Path]
@@ -509,7 +512,10 @@ def test_loader_processes_of_training_alone_outlast_an_epoch(make_parquet: MakeF
     assert not data.val_dataloader().persistent_workers
 
 
-def test_a_mixture_is_a_function_of_seed_epoch_batch_and_process(make_parquet: MakeFiles) -> None:
+def test_a_mixture_is_a_function_of_seed_epoch_batch_and_process(
+    make_parquet: MakeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     data = make_data(make_parquet({"train": 8, "val": 8}), augmentation=MIXED)
     images, classes = torch.rand(8, 3, 8, 8), torch.arange(8) % 3
 
@@ -522,6 +528,8 @@ def test_a_mixture_is_a_function_of_seed_epoch_batch_and_process(make_parquet: M
     assert torch.equal(mix(epoch=1, batch=2), expected)
     for other in ({"epoch": 0, "batch": 2}, {"epoch": 1, "batch": 3}, {"epoch": 1, "batch": 2, "rank": 1}):
         assert not torch.equal(mix(**other), expected)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert not torch.equal(mix(epoch=1, batch=2), expected)
 
 
 @pytest.mark.parametrize(
@@ -671,3 +679,63 @@ def test_the_datamodule_erases_the_patches_of_a_batch_after_normalizing_it() -> 
     erased[0, 1:4, 2:6] = True
     assert torch.equal((batch["image"] != preprocessing.normalize(pixels)).all(1), erased)
     assert set(batch) == {"image"}
+
+
+def test_what_is_erased_is_mixed_too(make_parquet: MakeFiles) -> None:
+    augmentation = Augmentation(auto_augment=None, random_erasing=1.0, mixup=0.8, cutmix=0.0)
+    data = make_data(make_parquet({"train": 4, "val": 1}), augmentation=augmentation)
+    data.trainer = make_trainer()
+    pixels, patches = torch.full((2, 3, 8, 8), 90, dtype=torch.uint8), torch.tensor([[1, 2, 3, 4, 7], [5, 0, 2, 8, 9]])
+    erased = SMALL.normalize(pixels)
+    erase(erased, patches)
+    batch = data.on_after_batch_transfer({"image": pixels, "label": torch.tensor([0, 1]), "patch": patches}, 0)
+    for own, other in ((0, 1), (1, 0)):
+        share = batch["label"][own, own].item()
+        assert 0.0 < share < 1.0
+        expected = share * erased[own] + (1.0 - share) * erased[other]
+        assert torch.allclose(batch["image"][own], expected, atol=1e-6)
+
+
+def test_a_batch_has_each_sample_as_it_lies_in_memory() -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    samples = [
+        {
+            "image": torch.from_numpy(image).permute(2, 0, 1),
+            "label": 2 - number,
+            "index": number,
+            "path": f"{number}.png",
+        }
+        for number, image in enumerate(pixels)
+    ]
+    batch = collate(samples)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(batch["image"].numpy(), pixels.transpose(0, 3, 1, 2))
+    assert (batch["label"].tolist(), batch["index"].tolist()) == ([2, 1, 0], [0, 1, 2])
+    assert batch["path"] == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_loaders_pin_memory_for_a_gpu_and_outlive_a_signal(
+    gpu: bool, make_parquet: MakeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(make_parquet({"train": 8, "val": 4}), num_workers=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.pin_memory is gpu
+        assert loader.worker_init_fn is spare_worker
+
+
+def test_rows_that_were_shuffled_and_chosen_are_read_in_their_order(make_parquet: MakeFiles) -> None:
+    rows = datasets.load_dataset(str(make_parquet({"train": 12})), split="train").shuffle(seed=0).select([5, 2, 7])
+    images = DatasetImages(rows, "image", "train", SMALL)
+    for position, row in enumerate(rows):
+        assert torch.equal(images[position]["image"], SMALL(row["image"]))
+
+
+def test_augmentation_follows_the_row_and_not_its_place(make_parquet: MakeFiles) -> None:
+    images = make_data(make_parquet({"train": 6, "val": 1})).images["train"]
+    turned = copy.copy(images)
+    turned.indices = images.indices[::-1]
+    for position in range(6):
+        one, other = images[Draw(1, position, 0)], turned[Draw(1, 5 - position, 0)]
+        assert torch.equal(one["image"], other["image"])

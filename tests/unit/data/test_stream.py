@@ -1,17 +1,20 @@
 import io
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import constants
 from PIL import Image
 
-from scalablevit_pl.data import ClassificationDataModule, Preprocessing
+from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.stream import TrainingStream
+from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import UnreadableImageError
 
 SMALL = Preprocessing(8)
@@ -106,6 +109,14 @@ def test_the_order_follows_seed_and_epoch(folder: Path, monkeypatch: pytest.Monk
     assert orders[4] != sorted(orders[4])
 
 
+def test_rows_of_one_file_are_shuffled_anew_in_each_epoch(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}-00000-of-00001.parquet", range(12))
+    orders = [indices(make_data(tmp_path, At(epoch=epoch)).train_dataloader()) for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
+    assert orders[0] != orders[1]
+
+
 def test_a_stream_begins_with_the_epoch_that_a_checkpoint_says(folder: Path) -> None:
     data = make_data(folder, At(epoch=2))
     expected = [batch["image"] for batch in data.train_dataloader()]
@@ -185,3 +196,38 @@ def test_a_stream_from_the_hub_fetches_only_what_is_validated_on(folder: Path, h
     cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("*.parquet")}
     assert cached == {"validation-00000-of-00001.parquet"}
     assert indices(data.train_dataloader()) == indices(make_data(folder, At()).train_dataloader())
+
+
+def test_augmentation_of_a_stream_is_a_function_of_seed_epoch_and_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmentation = Augmentation(auto_augment=None, random_erasing=1.0, mixup=0.0, cutmix=0.0)
+
+    def drawn(seed: int, epoch: int, buffer: int) -> dict[int, tuple[Any, ...]]:
+        """Return by row its patch and its pixels, of which colour jitter has changed all."""
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        data = make_data(folder, At(epoch=epoch), augmentation=augmentation, shuffle_buffer=buffer)
+        return {
+            index: (*patch.tolist(), *image.flatten().tolist())
+            for batch in data.train_dataloader()
+            for index, patch, image in zip(batch["index"].tolist(), batch["patch"], batch["image"], strict=True)
+        }
+
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    expected = drawn(0, 0, 1000)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]  # noqa: NPY002
+    assert len({values[4] for values in expected.values()}) == len(expected)  # each row's noise is its own
+    same, others = drawn(0, 0, 1), [drawn(1, 0, 1), drawn(0, 1, 1)]
+    assert all(same[row] == expected[row] for row in same.keys() & expected.keys())
+    for other in others:
+        assert not any(other[row] == expected[row] for row in other.keys() & expected.keys())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_loader_of_a_stream_is_as_any_other(gpu: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(folder, At(), num_workers=2, worker_timeout=7.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    loader = data.train_dataloader()
+    assert loader.pin_memory is gpu
+    assert (loader.worker_init_fn, loader.num_workers, loader.timeout) == (spare_worker, 2, 7.0)
+    assert make_data(folder, At(), worker_timeout=7.0).train_dataloader().timeout == 0.0

@@ -124,6 +124,7 @@ def test_patches_are_as_often_and_as_large_as_timms_and_their_noise_is_normal() 
     patches = torch.stack([draw() for _ in range(4000)])
     filled = patches[patches[:, 2] > 0]
     assert len(filled) / 4000 == pytest.approx(0.25, abs=0.03)
+    assert len(filled[:, 4].unique()) == len(filled)  # seeds of noise that no two patches share
     areas = filled[:, 2] * filled[:, 3] / 64**2
     assert 0.015 < areas.min() < 0.03
     assert 0.3 < areas.max() < 0.35
@@ -244,3 +245,15 @@ def test_posterizing_keeps_the_upper_bits(bits: int) -> None:
     image = noise(9, 7)
     kept = np.asarray(posterize.aug_fn(image, bits))
     assert np.array_equal(kept, np.asarray(image) & (256 - 2 ** (8 - bits)))
+
+
+def test_noise_of_each_channel_fills_the_patch_and_nothing_else() -> None:
+    patches = [[2, 3, 4, 6, 11], [0] * 5, [0, 7, 9, 5, 12]]
+    images = torch.full((3, 3, 9, 12), 5.0)
+    erase(images, torch.tensor(patches))
+    expected = np.full((3, 3, 9, 12), 5.0, np.float32)
+    for number, (top, left, height, width, value) in enumerate(patches):
+        noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(value)).numpy()
+        for channel, row, column in np.ndindex(noise.shape):
+            expected[number, channel, top + row, left + column] = noise[channel, row, column]
+    assert np.array_equal(images.numpy(), expected)
