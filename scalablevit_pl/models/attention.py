@@ -84,8 +84,7 @@ def divides(multiple: int, length: int) -> bool:
 class DepthwiseReduction(nn.Conv2d):
     """Depthwise convolution whose stride is its kernel's side: a weighted sum over each patch, by channel.
 
-    cuDNN's gradients of it take several times as long as those of the sum written out, which serves in training on a
-    GPU. The products there have the wider type of weights and image.
+    cuDNN's gradients of it take several times as long as those of sums written out, which serve in training on a GPU.
 
     Args:
         dim: Channels C.
@@ -98,20 +97,28 @@ class DepthwiseReduction(nn.Conv2d):
     def forward(self, image: Tensor) -> Tensor:
         """Reduce `(B, C, H, W)`, of sides that the ratio divides, to `(B, C, H / ratio, W / ratio)`."""
         if image.is_cuda and torch.is_grad_enabled():
-            return self.sum_patches(image)
+            return sum_patches(image, self.weight, self.bias)
         return super().forward(image)
 
-    def sum_patches(self, image: Tensor) -> Tensor:
-        """Do the same without a convolution; of the image's type."""
-        batch, channels, height, width = image.shape
-        ratio, bias = self.stride[0], self.bias
-        # Channels come last, as they lie in memory, and as those of the sums do then.
-        tokens = image.permute(0, 2, 3, 1)
-        patches = tokens.reshape(batch, height // ratio, ratio, width // ratio, ratio, channels)
-        weight = self.weight.permute(2, 1, 3, 0)  # (ratio, 1, ratio, C)
-        reduced: Tensor = (patches * weight).sum((2, 4))
-        reduced = reduced if bias is None else reduced + bias
-        return reduced.to(image.dtype).permute(0, 3, 1, 2)
+
+def sum_patches(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a depthwise convolution whose stride is its kernel's side without one.
+
+    Args:
+        image: `(B, C, H, W)`, of sides that the kernel's divides.
+        weight: `(C, 1, side, side)`; the products are of the wider one of both types.
+        bias: `(C)`.
+
+    Returns:
+        `(B, C, H / side, W / side)` of the image's type, the channels last in memory.
+    """
+    batch, channels, height, width = image.shape
+    side = weight.shape[-1]
+    tokens = image.permute(0, 2, 3, 1)  # as they lie in memory, and as the sums do then
+    patches = tokens.reshape(batch, height // side, side, width // side, side, channels)
+    reduced: Tensor = (patches * weight.permute(2, 1, 3, 0)).sum((2, 4))  # by (side, 1, side, C)
+    reduced = reduced if bias is None else reduced + bias
+    return reduced.to(image.dtype).permute(0, 3, 1, 2)
 
 
 class ScalableSelfAttention(nn.Module):

@@ -172,3 +172,28 @@ def test_sizes_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch, caps
     lines = lines_of("sizes", "scalablevit_nano", *options, monkeypatch=monkeypatch, capsys=capsys)
     assert [line.split(" | ")[1] for line in lines] == ["input", "32×32", "32×64"]
     assert lines[1].endswith("| 1.00 | 1.00 |")
+
+
+def test_all_ways_to_compute_a_part_give_the_same() -> None:
+    alternatives = load("alternatives")
+    torch.manual_seed(0)
+    for title, (inputs, ways) in alternatives.parts(torch.device("cpu"), torch.float32, 2).items():
+        expected = None
+        for name, way in ways.items():
+            actual = way(*inputs)
+            expected = actual if expected is None else expected
+            assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4), (title, name)
+
+
+def test_ways_are_told_beside_the_first_one_and_what_fails_says_why() -> None:
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    lines, cpu = load("alternatives").lines, torch.device("cpu")
+    ways = {"a": torch.sin, "b": lambda tensor: tensor.sin().cos().cos().cos()}
+    rows = [row.split(" | ") for row in lines([torch.randn(64, 64)], ways, cpu, Plan(3, 0.001))]
+    assert [row[2] for row in rows[:1]] == ["1.00"]
+    assert float(rows[1][2]) > 1 < float(rows[1][4].removesuffix(" |\n"))
+    assert lines([torch.randn(4)], {"c": fail}, cpu, Plan(1, 0.001)) == [
+        "| c | no such kernel | – | no such kernel | – |\n"
+    ]
