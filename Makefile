@@ -10,6 +10,9 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # A file's tests stay together, so that what they share is made once; the long files come first.
 FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
+# Where the environment says that Python is to keep no bytecode, each of the tests' processes would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-imports benchmark-loading \
     benchmark-loader benchmark-check benchmark-networks clean
 
