@@ -1,5 +1,6 @@
 """The command in a process that was forked, as tests/integration/conftest.py starts it."""
 
+import multiprocessing
 import os
 import runpy
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path) -> None:
     """Be `python -m scalablevit_pl`."""
+    # Loaders start their processes as they do there: in the way of this one, each would import everything anew.
+    multiprocessing.set_start_method(None, force=True)
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
