@@ -168,7 +168,7 @@ def test_an_imagenet_recipe_trains_steps(
 
 def test_the_debugging_configurations_go_behind_a_recipe(scalablevit: Run, tmp_path: Path) -> None:
     recipe = ["fit", "--config", "recipes/quickstart.yaml", "--run=x", "--data.num_workers=0"]
-    fewer = ["--trainer.max_epochs=20", "--data.batch_size=8", "--trainer.enable_progress_bar=false"]
+    fewer = ["--trainer.max_epochs=12", "--data.batch_size=8", "--trainer.enable_progress_bar=false"]
     done = scalablevit(*recipe, "--config", "debug/overfit.yaml", *fewer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "runs/x/metrics.csv").read_text().splitlines()
