@@ -1,6 +1,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +18,16 @@ def log() -> Iterator[None]:
     yield
     level, logger.propagate, logger.handlers, logger.filters = before
     logger.setLevel(level)
+
+
+@pytest.fixture
+def hub_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Set what the Hub's client has read from the environment when it was imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import HubServer
+from huggingface_hub import constants
 
+from scalablevit_pl.cli import main
 from scalablevit_pl.models import build_classifier
 
 REPO = "ada/vit"
@@ -63,8 +65,12 @@ def done(process: subprocess.Popen[str]) -> str:
 
 def failed(process: subprocess.Popen[str], *expected: str) -> None:
     told, complaint = process.communicate(timeout=120)
+    assert_one_sentence(process.returncode, told, complaint, *expected)
+
+
+def assert_one_sentence(status: int, told: str, complaint: str, *expected: str) -> None:
     lines = [line for line in complaint.splitlines() if line.startswith("scalablevit: error: ")]
-    assert [process.returncode, len(lines), told] == [2, 1, ""], complaint
+    assert [status, len(lines), told] == [2, 1, ""], complaint
     assert "Traceback" not in complaint
     for text in expected:
         assert text in lines[0]
@@ -103,18 +109,37 @@ def test_a_model_travels(hub: HubServer, start: Start, model: Path, photos: Path
     assert not (tmp_path / "v1").exists()
 
 
-def test_a_mistake_gets_one_sentence(hub: HubServer, start: Start, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected", "token"),
+    [
+        (("push", "model", "bob/vit"), ("'ada'", "'bob'"), "hf_ada"),
+        (("pull", REPO, "pulled"), ("'ada/vit'", "private", "hf auth login"), None),
+        (("info", f"{REPO}s"), ("'ada/vits'", "check the name"), "hf_ada"),
+        (("predict", "--weights", f"{REPO}@v1", "photo.jpg"), ("'ada/vit'", "no revision 'v1'"), "hf_ada"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    words: tuple[str, ...],
+    expected: tuple[str, ...],
+    token: str | None,
+    hub: HubServer,
+    hub_settings: None,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     hub.add_repo(REPO, private=True)
     (tmp_path / "photo.jpg").touch()
-    no_token = {"HF_TOKEN": "", "HF_TOKEN_PATH": str(tmp_path / "none")}
-    started = [
-        (start("push", "model", "bob/vit"), "'ada'", "'bob'"),
-        (start("pull", REPO, "pulled", **no_token), "'ada/vit'", "private", "hf auth login"),
-        (start("info", f"{REPO}s"), "'ada/vits'", "check the name"),
-        (start("predict", "--weights", f"{REPO}@v1", "photo.jpg"), "'ada/vit'", "no revision 'v1'"),
-    ]
-    for process, *expected in started:
-        failed(process, *expected)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr("scalablevit_pl.cli.show_log", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["scalablevit"])  # in this process, since starting one takes seconds
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    status = main(list(words))
+    told, complaint = capsys.readouterr()
+    assert_one_sentence(status, told, complaint, *expected)
     assert not (tmp_path / "pulled").exists()
 
 
