@@ -34,9 +34,10 @@ def attend(
         pieces = zip(*(torch.split(part, LARGEST_BATCH) for part in parts), strict=True)
         return torch.cat([attend(q, k, v, scale, dropout, *rest) for q, k, v, *rest in pieces])
     width = value.shape[-1]
-    # Fused kernels of a CPU want one width, those of a GPU no more than multiples of eight. Zeros add nothing to the
+    # Fused kernels of a CPU want one width; those of a GPU take two, if eight divides both. Zeros add nothing to the
     # products, and the value's extra columns are cut off again.
-    surplus = 0 if query.is_cuda else query.shape[-1] - width
+    both = query.is_cuda and query.shape[-1] % 8 == width % 8 == 0
+    surplus = 0 if both else query.shape[-1] - width
     if surplus > 0:
         value = F.pad(value, (0, surplus))
     elif surplus < 0:

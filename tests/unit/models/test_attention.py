@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 
 from scalablevit_pl.models.attention import (
     DepthwiseReduction,
@@ -413,3 +414,32 @@ def test_autocast_casts_the_tokens_once_and_computes_what_it_did(attention: nn.M
     expected, _ = attend_and_keep()
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "widths", "expected"),
+    [
+        ("cpu", (40, 32), (40, 40)),
+        ("cuda", (40, 32), (40, 32)),
+        ("cuda", (8, 32), (8, 32)),
+        ("cuda", (5, 4), (5, 5)),
+        ("cuda", (12, 16), (16, 16)),
+    ],
+)
+def test_widths_are_padded_where_kernels_want_one(
+    device: str, widths: tuple[int, int], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        seen.append((query.shape[-1], key.shape[-1], value.shape[-1]))
+        return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    with FakeTensorMode():  # which needs no device
+        query, key, value = (
+            torch.empty(2, 3, tokens, width, device=device)
+            for tokens, width in ((6, widths[0]), (5, widths[0]), (5, widths[1]))
+        )
+        assert attend(query, key, value, 1.0).shape == (2, 3, 6, widths[1])
+    assert seen == [(expected[0], expected[0], expected[1])]
