@@ -11,6 +11,8 @@ WindowPad = Literal["mask", "zero"]
 # Some kernels count the samples of a batch on an axis of a GPU's grid that goes no further, and windows are samples
 # here: https://github.com/pytorch/pytorch/issues/142228.
 LARGEST_BATCH = 65535
+# Torch 2.8 is the first whose compiler can be asked whether something holds for all sizes.
+OPEN_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def attend(
@@ -73,9 +75,9 @@ def to_autocast(tokens: Tensor) -> Tensor:
 def divides(multiple: int, length: int) -> bool:
     """Tell whether a number divides a length; of a length that a compiler leaves open, whether it always does.
 
-    A plain comparison would bind the compiled graph to lengths of one kind.
+    A plain comparison would bind the compiled graph to lengths of one kind, as it does before torch 2.8.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or not OPEN_SIZES:
         return length % multiple == 0
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # a second to import
 
