@@ -100,9 +100,10 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return tokens + branch
         shape = (tokens.shape[0],) + (1,) * (tokens.ndim - 1)
-        # In the tokens' type, which under autocast is the wider one: the scale would be a thousandth off in bfloat16.
-        scale = torch.empty(shape, dtype=tokens.dtype, device=tokens.device).bernoulli_(1.0 - self.rate)
-        return torch.addcmul(tokens, branch, scale.div_(1.0 - self.rate))
+        # Not in a type of 16 bits, in which the scale would be a thousandth off.
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        scale = torch.empty(shape, dtype=wide, device=tokens.device).bernoulli_(1.0 - self.rate).div_(1.0 - self.rate)
+        return torch.addcmul(tokens, branch, scale).to(torch.promote_types(tokens.dtype, branch.dtype))
 
     def extra_repr(self) -> str:
         """Show the rate in the module's printed form."""

@@ -177,12 +177,14 @@ def test_drop_path_drops_whole_samples_in_training_only() -> None:
     assert torch.equal(DropPath(0.0).train()(tokens, branch), tokens + branch)
 
 
-def test_a_branch_in_bfloat16_is_scaled_in_the_tokens_type() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_branch_in_bfloat16_is_scaled_exactly(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    tokens, branch = torch.zeros(64, 1, 1, 8), torch.randn(64, 1, 1, 8).bfloat16()
+    tokens, branch = torch.zeros(64, 1, 1, 8, dtype=dtype), torch.randn(64, 1, 1, 8).bfloat16()
     added = DropPath(0.3).train()(tokens, branch)
-    assert added.dtype == torch.float32
-    torch.testing.assert_close(added[added != 0], (branch.float() / 0.7)[added != 0], rtol=1e-6, atol=0)
+    assert added.dtype == dtype
+    expected = (branch.double() / 0.7).to(dtype)
+    torch.testing.assert_close(added[added != 0], expected[added != 0], rtol=1e-6, atol=0)
 
 
 def test_both_branches_of_a_block_are_dropped_apart() -> None:
