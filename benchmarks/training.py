@@ -59,7 +59,9 @@ def train(options: argparse.Namespace, others: list[str], folder: Path) -> list[
     }
     words = ["fit", "--config", f"recipes/imagenet_{options.recipe}.yaml", "--run", "speed"]
     words += [*(f"--{name}={value}" for name, value in settings.items()), *others]
-    subprocess.run([sys.executable, "-m", "scalablevit_pl", *words], cwd=folder, check=True, stdout=sys.stderr)
+    done = subprocess.run([sys.executable, "-m", "scalablevit_pl", *words], cwd=folder, stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has said why
     with (folder / "runs" / "speed" / "metrics.csv").open(newline="") as file:
         return [row for row in csv.DictReader(file) if row.get(SPEED["images/s"])]
 
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="different images (%(default)s)")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (%(default)s)")
     parser.add_argument("--recipe", default="scalablevit_s", help="of configs/recipes/imagenet_* (%(default)s)")
-    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="bf16-mixed", help="of Lightning's (%(default)s)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
@@ -86,13 +88,15 @@ def main() -> None:
         (folder / "data").mkdir()
         store(contents, -(-options.steps * options.batch_size // len(contents)), folder / "data")
         rows = train(options, others, folder)[1:]  # behind the first log the loader's processes have been started
+    if not rows:
+        raise SystemExit(f"--steps {options.steps} is less than two times --log-steps {options.log_steps}: give more")
     size = statistics.mean(map(len, contents)) / 1e3
     sys.stdout.write(headline(describe([], torch.device(options.device), Plan(len(rows)))).rpartition("\n")[0])
     sys.stdout.write(
         f"\n{options.recipe}, batch {options.batch_size}, {options.precision}{', compiled' * options.compile}, "
         f"images of {size:.0f} kB; medians of {len(rows)} times {options.log_steps} steps\n\n"
     )
-    columns = {name: [float(row[key]) for row in rows] for name, key in SPEED.items() if rows and rows[0].get(key)}
+    columns = {name: [float(row[key]) for row in rows] for name, key in SPEED.items() if rows[0].get(key)}
     sys.stdout.write(f"| loader processes | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}\n")
     cells = (f"{statistics.median(values):.4g}" for values in columns.values())
     sys.stdout.write(f"| {options.workers} | {' | '.join(cells)} |\n")
