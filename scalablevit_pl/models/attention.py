@@ -13,6 +13,8 @@ WindowPad = Literal["mask", "zero"]
 LARGEST_BATCH = 65535
 # Torch 2.8 is the first whose compiler can be asked whether something holds for all sizes.
 OPEN_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+# Keys up to which a CPU attends faster in bfloat16 without its fused kernel, and the products take little memory.
+FEW_KEYS = 64
 
 
 def attend(
@@ -26,7 +28,7 @@ def attend(
         value: `(B, heads, M, E)`.
         scale: Factor on the products of query and key.
         dropout: Probability with which an attention weight is dropped.
-        mask: Which keys are there, `(B, 1, 1, M)` of bool; all by default.
+        mask: Which keys are there, `(B, 1, 1, M)` of bool, one at least; all by default.
 
     Returns:
         `(B, heads, N, E)`.
@@ -35,6 +37,8 @@ def attend(
         parts = [query, key, value] if mask is None else [query, key, value, mask]
         pieces = zip(*(torch.split(part, LARGEST_BATCH) for part in parts), strict=True)
         return torch.cat([attend(q, k, v, scale, dropout, *rest) for q, k, v, *rest in pieces])
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and holds(key.shape[2] <= FEW_KEYS):
+        return attend_unfused(query, key, value, scale, dropout, mask)
     width = value.shape[-1]
     # Fused kernels of a CPU want one width; those of a GPU take two, if eight divides both. Zeros add nothing to the
     # products, and the value's extra columns are cut off again.
@@ -48,10 +52,20 @@ def attend(
     return attended[..., :width]
 
 
+def attend_unfused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
+    """Compute the same as `attend`, of the same arguments, in separate steps that hold all products at once."""
+    products = (query * scale) @ key.transpose(-2, -1)
+    if mask is not None:
+        products = products.masked_fill(~mask, float("-inf"))
+    return F.dropout(products.softmax(-1), dropout) @ value
+
+
 def pad_to_multiple(tokens: Tensor, multiple: int) -> Tensor:
     """Append zero rows and columns to `(B, H, W, C)` until `multiple` divides H and W."""
     height, width = tokens.shape[1:3]
-    if divides(multiple, height) and divides(multiple, width):
+    if holds(height % multiple == 0) and holds(width % multiple == 0):
         return tokens
     # Spelled as whole tiles, which a compiler can divide by `multiple` again, even where it does not know the size.
     tall, wide = ((side + multiple - 1) // multiple * multiple for side in (height, width))
@@ -72,22 +86,23 @@ def to_autocast(tokens: Tensor) -> Tensor:
     return tokens.to(torch.get_autocast_dtype(kind), memory_format=torch.contiguous_format)
 
 
-def divides(multiple: int, length: int) -> bool:
-    """Tell whether a number divides a length; of a length that a compiler leaves open, whether it always does.
+def holds(condition: bool | torch.SymBool) -> bool:
+    """Tell whether a condition on sizes holds; on sizes that a compiler leaves open, whether it does for all of them.
 
-    A plain comparison would bind the compiled graph to lengths of one kind, as it does before torch 2.8.
+    Asked plainly, it would bind the compiled graph to sizes for which the answer is the same, as before torch 2.8.
     """
     if not torch.compiler.is_compiling() or not OPEN_SIZES:
-        return length % multiple == 0
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # a second to import
 
-    return bool(statically_known_true(length % multiple == 0))
+    return bool(statically_known_true(condition))
 
 
 class DepthwiseReduction(nn.Conv2d):
     """Depthwise convolution whose stride is its kernel's side: a weighted sum over each patch, by channel.
 
-    cuDNN's gradients of it take several times as long as those of sums written out, which serve in training on a GPU.
+    Its gradients take cuDNN, and oneDNN in bfloat16, several times as long as those of sums written out, which serve in
+    training there.
 
     Args:
         dim: Channels C.
@@ -99,7 +114,8 @@ class DepthwiseReduction(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         """Reduce `(B, C, H, W)`, of sides that the ratio divides, to `(B, C, H / ratio, W / ratio)`."""
-        if image.is_cuda and torch.is_grad_enabled():
+        narrow = image.device.type == "cpu" and image.dtype == torch.bfloat16
+        if torch.is_grad_enabled() and (image.is_cuda or narrow):
             return sum_patches(image, self.weight, self.bias)
         return super().forward(image)
 

@@ -257,13 +257,63 @@ def test_attend_takes_more_samples_than_kernels_do(masked: bool, monkeypatch: py
     assert sizes == [3, 3, 1]
 
 
-def test_attend_drops_weights_and_scales_the_others_up() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attend_drops_weights_and_scales_the_others_up(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 3, 40, 8), torch.randn(2, 3, 30, 8), torch.eye(30).expand(2, 3, 30, 30)
+    query, key, value = (part.to(dtype) for part in (query, key, value))
     weights = attend(query, key, value, 0.5)
     dropped = attend(query, key, value, 0.5, dropout=0.25)
-    assert_close(dropped, torch.where(dropped == 0, 0.0, weights / 0.75))
+    close = assert_close if dtype == torch.float32 else torch.testing.assert_close
+    close(dropped, torch.where(dropped == 0, 0.0, weights / 0.75))
     assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_another_device_takes_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        calls.append(query)
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    tokens = torch.empty(2, 3, 6, 8, dtype=torch.bfloat16, device="meta")
+    attend(tokens, tokens, tokens, 1.0)
+    assert len(calls) == 1
+    monkeypatch.setattr("scalablevit_pl.models.attention.sum_patches", None)
+    reduction = DepthwiseReduction(3, 2).to("meta", torch.bfloat16)
+    assert reduction(tokens.new_empty(2, 3, 6, 8)).shape == (2, 3, 3, 4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("keys", "dtype", "fused"), [(64, torch.bfloat16, 0), (65, torch.bfloat16, 1), (9, None, 1)])
+def test_a_cpu_attends_to_few_keys_in_bfloat16_without_its_kernel(
+    keys: int, dtype: torch.dtype | None, fused: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    shapes = ((4, 3, 7, 10), (4, 3, keys, 10), (4, 3, keys, 6))
+    query, key, value = (torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes)
+    mask = torch.rand(4, 1, 1, keys) < 0.7 if masked else None
+    calls, kernel = [], F.scaled_dot_product_attention
+
+    def counted(*inputs: Any, **options: Any) -> Tensor:
+        calls.append(inputs)
+        return kernel(*inputs, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    attended = attend(query, key, value, 0.7, mask=mask)
+    assert len(calls) == fused
+    wide = [part.detach().double().requires_grad_() for part in (query, key, value)]
+    products = 0.7 * wide[0] @ wide[1].transpose(-1, -2)
+    products = products if mask is None else products.where(mask, -torch.inf)
+    expected = torch.softmax(products, -1) @ wide[2]
+    weight = torch.arange(expected.numel()).view_as(expected).sin()
+    found = [attended, *torch.autograd.grad((attended * weight).sum(), (query, key, value))]
+    right = [expected, *torch.autograd.grad((expected * weight).sum(), wide)]
+    for part, exact in zip(found, right, strict=True):
+        assert part.dtype == (dtype or torch.float32)
+        error = (part.double() - exact).norm() / exact.norm()
+        assert error < (1e-2 if dtype else 1e-6)
 
 
 @pytest.mark.parametrize("rates", [{"attn_drop_rate": 0.5}, {"drop_rate": 0.5}], ids=str)
@@ -388,9 +438,27 @@ def test_a_reduction_written_out_is_the_convolution(ratio: int) -> None:
         torch.testing.assert_close(written, convolved, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "grad", "written_out"), [("float32", True, 0), ("bfloat16", True, 1), ("bfloat16", False, 0)]
+)
+def test_a_cpu_writes_a_reduction_out_to_train_in_bfloat16(
+    dtype: str, grad: bool, written_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "scalablevit_pl.models.attention.sum_patches", lambda *inputs: calls.append(inputs) or sum_patches(*inputs)
+    )
+    layer, image = DepthwiseReduction(6, 2), torch.randn(2, 6, 4, 4)
+    with torch.set_grad_enabled(grad):
+        reduced = layer.to(getattr(torch, dtype))(image.to(getattr(torch, dtype)))
+    assert len(calls) == written_out
+    torch.testing.assert_close(reduced.float(), layer.float()(image), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("attention", [ScalableSelfAttention(8, 2, 2), InteractiveWindowSelfAttention(8, 2, 4)])
 def test_autocast_casts_the_tokens_once_and_computes_what_it_did(attention: nn.Module, monkeypatch: Any) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(DepthwiseReduction, "forward", nn.Conv2d.forward)  # it would choose by the type that it sees
     tokens = torch.randn(2, 8, 8, 8)
 
     def attend_and_keep() -> tuple[Tensor, int]:
@@ -413,7 +481,7 @@ def test_autocast_casts_the_tokens_once_and_computes_what_it_did(attention: nn.M
     output, copies = attend_and_keep()
     assert copies == 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        compiled = torch.compile(attention, fullgraph=True, backend="eager")(tokens)
+        compiled = torch.compile(attention, fullgraph=True, dynamic=False, backend="eager")(tokens)
     torch.testing.assert_close(compiled, output)
     monkeypatch.setattr("scalablevit_pl.models.attention.to_autocast", lambda tokens: tokens)
     expected, _ = attend_and_keep()
