@@ -71,6 +71,14 @@ def channels_first(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return output.contiguous(memory_format=torch.channels_last)
 
 
+def fused(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute a linear layer as a fused network does on a CPU."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError("has no gradients")
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+    return output
+
+
 def parts(device: torch.device, dtype: torch.dtype, batch: int) -> dict[str, tuple[list[Tensor], dict[str, Way]]]:
     """Return by part its inputs and the ways to compute it, the network's own first."""
 
@@ -96,6 +104,7 @@ def parts(device: torch.device, dtype: torch.dtype, batch: int) -> dict[str, tup
             [random(batch, 14, 14, 256), random(1024, 256), random(1024)],
             {
                 "as it is": F.linear,
+                "fused": fused,
                 "1×1 convolution": lambda tokens, weight, bias: F.conv2d(
                     tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias
                 ).permute(0, 2, 3, 1),

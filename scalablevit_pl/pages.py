@@ -250,6 +250,8 @@ the device's own matrix products that is reached.
   --precision LIST       of 32, bf16, fp16; fp16: GPUs only (default: 32)
   --mode LIST            of inference, train (a whole step; default: inference)
   --compile LIST         of false, true (default: false)
+  --fuse LIST            of false, true: inference on a CPU with model.fuse()
+                         (default: false)
   --channels-last        lay images and convolutions out channels-last
   --grad-checkpointing   compute activations again in training steps
   --device auto|cpu|cuda (default: auto, a GPU if there is one)

@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -89,6 +90,7 @@ def read_options(words: list[str]) -> Namespace:
     parser.add_argument("--precision", type=_list_of(_one_of(dict(zip(PRECISIONS, PRECISIONS, strict=True)))))
     parser.add_argument("--mode", type=_list_of(_one_of(dict(zip(MODES, MODES, strict=True)))))
     parser.add_argument("--compile", type=_list_of(_one_of(BOOLEANS)), default=[False])
+    parser.add_argument("--fuse", type=_list_of(_one_of(BOOLEANS)), default=[False])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--grad-checkpointing", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -115,6 +117,12 @@ def _check(options: Namespace) -> None:
         raise ValueError("--precision fp16 is for GPUs: on a CPU give 32 or bf16")
     if options.grad_checkpointing and "train" not in options.mode:
         raise ValueError("--grad-checkpointing is for training steps: give --mode train, too")
+    if True in options.fuse and options.device == "cuda":
+        raise ValueError("--fuse true is for a CPU: give --device cpu, or --compile true on a GPU")
+    if True in options.fuse and not ("inference" in options.mode and False in options.compile):
+        raise ValueError(
+            "--fuse true is for inference that is not compiled: give --mode inference and --compile false, too"
+        )
     if not 0.0 <= options.seconds <= 3600.0:
         raise ValueError(f"--seconds must be between 0 and 3600, got {options.seconds:g}")
     cores = os.cpu_count() or 1
@@ -132,7 +140,7 @@ def _check_plot(options: Namespace) -> None:
     if options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot {str(options.plot)!r} must be the name of a .png")
     check_output("--plot", options.plot)
-    ways = len(options.input_size) * len(options.mode) * len(options.precision) * len(options.compile)
+    ways = len({replace(setting, network="", batch_size=1) for setting in settings_of(options)})
     if ways > MOST_WAYS:
         raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")
     if len(options.networks) > MOST_NETWORKS:
@@ -171,10 +179,10 @@ def _size(text: str) -> tuple[int, int]:
 def settings_of(options: Namespace) -> list[Setting]:
     """Return every case that the options ask for; those that are compared stand together.
 
-    Gradient checkpointing is for training steps alone.
+    Gradient checkpointing is for training steps alone, fused layers for inference that is not compiled.
     """
-    ways = product(options.input_size, options.batch_size, options.mode, options.precision, options.compile)
-    return [
+    lists = options.input_size, options.batch_size, options.mode, options.precision, options.compile, options.fuse
+    settings = [
         Setting(
             network,
             mode,
@@ -184,7 +192,9 @@ def settings_of(options: Namespace) -> list[Setting]:
             input_size,
             options.channels_last,
             options.grad_checkpointing and mode == "train",
+            fused and mode == "inference" and not compiled,
         )
-        for input_size, batch_size, mode, precision, compiled in ways
+        for input_size, batch_size, mode, precision, compiled, fused in product(*lists)
         for network in options.networks
     ]
+    return list(dict.fromkeys(settings))

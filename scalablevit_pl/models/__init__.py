@@ -3,6 +3,7 @@
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention
 from scalablevit_pl.models.classifier import ImageClassifier
 from scalablevit_pl.models.factory import build_classifier, create_model, list_models
+from scalablevit_pl.models.fusion import fuse
 from scalablevit_pl.models.scalablevit import (
     ScalableViT,
     scalablevit_b,
@@ -18,6 +19,7 @@ __all__ = [
     "ScalableViT",
     "build_classifier",
     "create_model",
+    "fuse",
     "list_models",
     "scalablevit_b",
     "scalablevit_l",

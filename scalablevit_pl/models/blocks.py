@@ -63,24 +63,31 @@ class PositionEncodingGenerator(nn.Module):
         return tokens + encoding
 
 
+class InplaceGELU(nn.Module):
+    """Exact GELU of a tensor that nothing else needs: without gradients in place, so that it is held once."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform a tensor of any shape."""
+        output: Tensor = F.gelu(tokens) if torch.is_grad_enabled() else torch.ops.aten.gelu_(tokens)
+        return output
+
+
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU between them, on each token alone.
 
-    Without gradients the GELU is computed in place: the widest tensor of the network is then held once, not twice. A
-    hook that keeps the output of `fc1` in inference has to keep a copy.
+    A hook that keeps the output of `fc1`, the widest tensor of the network, in inference has to keep a copy.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act: nn.Module = InplaceGELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(…, C)` to `(…, C)`."""
-        hidden: Tensor = self.fc1(tokens)
-        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
-        output: Tensor = self.drop(self.fc2(self.drop(hidden)))
+        output: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(tokens)))))
         return output
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from scalablevit_pl.models.fusion import fuse
 from scalablevit_pl.models.heads.classification import GlobalPool, LinearHead, MlpHead
 from scalablevit_pl.models.pretrained import PretrainedClassifier
 from scalablevit_pl.models.scalablevit import ScalableViT
@@ -213,6 +214,14 @@ class ImageClassifier(PretrainedClassifier):
         self.default_cfg = self.pretrained_cfg
         # A new dictionary: the old one may already stand in a record.
         self.config = self.config | {"num_classes": num_classes, "global_pool": self.head.global_pool}
+
+    def fuse(self) -> Self:
+        """Compute linear layers and GELUs by oneDNN in inference on a CPU, as `scalablevit_pl.models.fuse` does.
+
+        Weights and their names stay; outputs differ by rounding. Quantize before. Returns the network itself.
+        """
+        fuse(self)
+        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass, which saves memory and costs time."""

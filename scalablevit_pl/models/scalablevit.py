@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention, WindowPad
 from scalablevit_pl.models.blocks import PatchEmbed, ScalableViTStage, initialize_weights
+from scalablevit_pl.models.fusion import fuse
 
 STRIDES = (4, 8, 16, 32)
 
@@ -166,6 +167,14 @@ class ScalableViT(nn.Module):
             force_download=force_download,
         )
         return cast("Self", load_backbone(folder, device, dtype))
+
+    def fuse(self) -> Self:
+        """Compute linear layers and GELUs by oneDNN in inference on a CPU, as `scalablevit_pl.models.fuse` does.
+
+        Weights and their names stay; outputs differ by rounding. Quantize before. Returns the network itself.
+        """
+        fuse(self)
+        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass, which saves memory and costs time."""

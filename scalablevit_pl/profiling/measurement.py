@@ -34,7 +34,7 @@ CONVENTIONS = {
     "entropy, backward pass, fused AdamW at a rate of 0, which leaves the weights as they are, gradients let go",
     "fraction_of_matrix_rate": "images/s × 2 × (multiply_adds + attention_multiply_adds) × (3 for a training step, 1 "
     "for inference) ÷ the best rate of a square matrix product of that type, measured in the same rounds; what "
-    "gradient checkpointing computes again is not counted",
+    "gradient checkpointing computes again is not counted; above 1 where layers are computed by a faster library",
     "peak_memory": "bytes of weights, optimizer state and images and the most that a step allocates on top, by torch's "
     "allocator; on a CPU without what libraries take for themselves",
     "compile_seconds": "of the first step, which compiles; no part of the times; less where torch's cache on the disk "

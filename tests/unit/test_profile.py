@@ -89,6 +89,15 @@ def test_all_cases_are_asked_for_at_once() -> None:
         assert setting.channels_last
         assert setting.grad_checkpointing == (setting.mode == "train")
     assert len({setting.network for setting in settings[:2]}) == 2
+    words = "a --batch-size 8 --mode inference,train --compile false,true --fuse false,true --device cpu"
+    fused = settings_of(read_options(words.split()))
+    assert [(setting.mode, setting.compiled, setting.fused) for setting in fused] == [
+        ("inference", False, False),
+        ("inference", False, True),
+        ("inference", True, False),
+        ("train", False, False),
+        ("train", True, False),
+    ]
     [default] = settings_of(read_options(["a", "--device", "cpu", "--batch-size", "1"]))
     assert default == Setting("a")
 
@@ -144,6 +153,7 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
     assert drawn.way == "train bf16 compiled channels-last checkpointing, 32×48"
     assert (drawn.batch_size, drawn.images_per_second, drawn.comparable) == (8, 16.0, False)
     assert [drawn.comparable for drawn in points([result("a", 1.0)])] == [True]
+    assert way_of(result("a", 0.5, setting=Setting("a", fused=True))) == "inference float32 fused, batch 1, 224×224"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,9 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
         (["resnet10t", "--grad-checkpointing"], "--grad-checkpointing is for training steps: give --mode train, too"),
         (["resnet10t", "--mode", "test"], "--mode: 'test' is none of inference, train"),
         (["resnet10t", "--compile", "maybe"], "--compile: 'maybe' is none of false, true"),
+        (["resnet10t", "--fuse", "yes"], "--fuse: 'yes' is none of false, true"),
+        (["resnet10t", "--fuse", "true", "--mode", "train"], "--fuse true is for inference that is not compiled"),
+        (["resnet10t", "--fuse", "true", "--compile", "true"], "give --mode inference and --compile false, too"),
         (["resnet10t", "--seconds=-1"], "--seconds must be between 0 and 3600, got -1"),
         (["resnet10t", "--seconds", "nan"], "--seconds must be between 0 and 3600, got nan"),
         (["resnet10t", "--plot", "x.jpg"], "'x.jpg' must be the name of a .png"),
@@ -213,8 +226,8 @@ def test_a_gpu_that_is_not_there_is_said() -> None:
 def test_every_option_of_the_help_page_is_an_option() -> None:
     page = help_page("profile").split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
-    lists = {"--precision": "32,bf16", "--mode": "inference,train", "--compile": "false,true", "--device": "cpu"}
-    lists |= {"--threads": "1", "--compile": "true"}  # of one core, and within one picture
+    lists = {"--precision": "32,bf16", "--mode": "inference,train", "--device": "cpu"}
+    lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # of one core, and within one picture
     words: list[str] = []
     for option, kind in re.findall(r"^  (--[a-z-]+)(?: ([A-Z|-]+|auto\S+))?", page, re.MULTILINE):
         words += [option] if not kind else [option, lists.get(option) or values[kind]]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from scalablevit_pl.models import create_model
+from scalablevit_pl.models.fusion import FusedLinear
 from scalablevit_pl.profiling import networks
 from scalablevit_pl.profiling.cost import count_multiply_adds
 from scalablevit_pl.profiling.memory import peak_of_call
@@ -86,6 +87,13 @@ def test_timm_s_networks_of_one_size_are_built_for_another() -> None:
     for name, size in (("vit_tiny_patch16_224", (32, 48)), ("twins_pcpvt_small", (33, 49))):
         network = build_network(Setting(name, input_size=size)).eval()
         assert count_multiply_adds(network, (3, *size))[0] > 0
+
+
+def test_a_fused_case_is_fused() -> None:
+    for fused in (False, True):
+        network = create_model("scalablevit_nano")
+        prepare(network, Setting("scalablevit_nano", input_size=(32, 32), fused=fused), CPU)
+        assert any(isinstance(module, FusedLinear) for module in network.modules()) == fused
 
 
 def test_checkpointing_is_handed_on() -> None:
