@@ -426,6 +426,23 @@ def test_the_network_is_exported() -> None:
     torch.testing.assert_close(exported(image), model(image), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not OPEN_SIZES, reason="before torch 2.8 an export is of one size")
+@torch.no_grad()
+def test_the_network_is_exported_for_images_of_open_size() -> None:
+    from torch.export import Dim
+    from torch.fx.experimental import _config
+
+    model, sides = tiny(depths=(2, 2, 1, 2)).eval(), {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    with _config.patch(backed_size_oblivious=True):  # or torch binds it to sizes that are no multiples of a window
+        program = torch.export.export(model, (torch.randn(2, 3, 256, 288),), dynamic_shapes=(sides,))
+    exported = program.module()
+    for size in [(2, 3, 256, 288), (3, 3, 300, 401), (2, 3, 448, 672), (2, 3, 333, 417)]:
+        image = torch.randn(size)
+        for ours, plain in zip(exported(image), model(image), strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=3e-5)
+
+
 def test_gradient_checkpointing_holds_one_block_s_activations() -> None:
     model = tiny().train()
     image = torch.randn(2, 3, 64, 64)
