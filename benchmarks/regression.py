@@ -5,8 +5,9 @@ python benchmarks/regression.py [--update]
 Times differ from machine to machine; ratios of times that were measured in the same minute on the same one differ much
 less. Each ratio is the least time of a reference over that of a network of ours, since what disturbs a machine only
 adds time. A reference is a network of timm's, or a fixed stack of torch's own modules. `regression.json` beside this
-file holds what the ratios were, and on what. The exit status is 1 if one has fallen by more than the tolerance, and has
-so again when its two networks were measured once more. With --update they are written instead.
+file holds what the ratios were, by kind of processor. The exit status is 1 if one has fallen by more than the tolerance
+and has so again when its two networks were measured once more, or if nothing is known of this processor. With --update
+this processor's are written instead.
 """
 
 import argparse
@@ -112,19 +113,24 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="rounds (%(default)s)")
     parser.add_argument("--update", action="store_true", help="write the ratios in the place of comparing them")
     options = parser.parse_args()
+    records = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    if processor() not in records and not options.update:
+        sys.exit(f"no ratios are known of {processor()}: write those of an earlier commit with --update, then compare")
     torch.set_num_threads(THREADS)
     ratios = measure_pairs(PAIRS, options.repeats)
     if options.update:
-        measured_on = f"{processor()}, {THREADS} thread, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-        save_json(
-            {"measured_on": measured_on, "ratios": {name: round(value, 4) for name, value in ratios.items()}}, RECORD
-        )
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
+        measured_on = f"{THREADS} thread, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+        rounded = {name: round(value, 4) for name, value in ratios.items()}
+        records[processor()] = {"measured_on": measured_on, "ratios": rounded}
+        save_json(records, RECORD)
+    record = records[processor()]
     doubtful = [pair for pair in PAIRS if is_slow(ratios[name_of(*pair)], record["ratios"].get(name_of(*pair)))]
     if doubtful:
         ratios |= measure_pairs(doubtful, options.repeats)
     lines, good = compare(ratios, record["ratios"], TOLERANCE)
-    sys.stdout.write("\n".join([*lines, f"before: {record['measured_on']}; tolerance {TOLERANCE:.0%}"]) + "\n")
+    sys.stdout.write(
+        "\n".join([*lines, f"before: {processor()}, {record['measured_on']}; tolerance {TOLERANCE:.0%}"]) + "\n"
+    )
     return 0 if good else 1
 
 

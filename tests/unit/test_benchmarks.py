@@ -66,8 +66,9 @@ def test_a_pair_that_seems_slow_is_measured_once_more(
         return [measured(setting, taken if setting == slow else 1.0) for setting in asked[-1]]
 
     names = [regression.name_of(*pair) for pair in regression.PAIRS]
-    record = {"measured_on": "x", "ratios": dict.fromkeys(names, 1.0)}
-    (tmp_path / "x.json").write_text(json.dumps(record))
+    records = {"this": {"measured_on": "x", "ratios": dict.fromkeys(names, 1.0)}, "other": {}}
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    monkeypatch.setattr(regression, "processor", lambda: "this")
     monkeypatch.setattr(regression, "measure", measure)
     monkeypatch.setattr(regression, "RECORD", tmp_path / "x.json")
     monkeypatch.setattr("sys.argv", ["regression.py"])
@@ -82,7 +83,31 @@ def test_a_pair_that_seems_slow_is_measured_once_more(
 def test_the_committed_ratios_are_those_that_are_measured() -> None:
     regression = load("regression")
     names = [regression.name_of(*pair) for pair in regression.PAIRS]
-    assert [*json.loads((FOLDER / "regression.json").read_text())["ratios"]] == names
+    for record in json.loads((FOLDER / "regression.json").read_text()).values():
+        assert [*record["ratios"]] == names
+
+
+def test_ratios_are_of_one_kind_of_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regression = load("regression")
+    monkeypatch.setattr(regression, "RECORD", tmp_path / "x.json")
+    monkeypatch.setattr(regression, "processor", lambda: "this, AVX2")
+    monkeypatch.setattr(regression, "measure_pairs", lambda pairs, repeats: {"a": 1.23456})
+    monkeypatch.setattr(regression, "PAIRS", [])
+    other = {"measured_on": "x", "ratios": {"a": 2.0}}
+    (tmp_path / "x.json").write_text(json.dumps({"this, AVX512": other}))
+    monkeypatch.setattr("sys.argv", ["regression.py"])
+    with pytest.raises(SystemExit, match="no ratios are known of this, AVX2: write those of an earlier commit"):
+        regression.main()
+    threads = torch.get_num_threads()
+    try:
+        for words in (["--update"], []):
+            monkeypatch.setattr("sys.argv", ["regression.py", *words])
+            assert regression.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    records = json.loads((tmp_path / "x.json").read_text())
+    assert records["this, AVX512"] == other
+    assert records["this, AVX2"]["ratios"] == {"a": 1.2346}
 
 
 def test_the_best_batch_is_searched_until_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +199,7 @@ def test_sizes_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch, caps
     assert lines[1].endswith("| 1.00 | 1.00 |")
 
 
+@torch.no_grad()
 def test_all_ways_to_compute_a_part_give_the_same() -> None:
     alternatives = load("alternatives")
     torch.manual_seed(0)
