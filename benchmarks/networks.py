@@ -2,10 +2,10 @@
 
 python benchmarks/networks.py [--device cpu|cuda] [--parts PART …] [--networks NAME …] [--repeats N] [--quick]
 
-Parts: `inference` in float32 at 224×224; `sizes`, one image of 448×448, 512×512 and 800×1333. On a GPU besides:
-`bf16`, inference in it; `training`, steps in bf16 at the batch out of 64, 128, … that gives most images/s to each
-network; and `compiled`, those of both beside their compiled ones, which takes minutes for each network. All of one
-batch and size are measured in turns.
+Parts: `inference` in float32 at 224×224; `sizes`, one image of 448×448, 512×512 and 800×1333; on a CPU `fused`,
+inference with the largest batch beside networks that were fused. On a GPU besides: `bf16`, inference in it; `training`,
+steps in bf16 at the batch out of 64, 128, … that gives most images/s to each network; and `compiled`, those of both
+beside their compiled ones, which takes minutes for each network. All of one batch and size are measured in turns.
 """
 
 import argparse
@@ -23,7 +23,8 @@ NETWORKS = ("scalablevit_s", "scalablevit_b", "scalablevit_l", "swin_tiny_patch4
 QUICK_NETWORKS = ("scalablevit_nano", "resnet10t")
 LARGE_SIZES = ((448, 448), (512, 512), (800, 1333))
 FIRST_BATCH, LAST_BATCH = 64, 2048
-CPU_PARTS, PARTS = ("inference", "sizes"), ("inference", "sizes", "bf16", "training", "compiled")
+CPU_PARTS, GPU_PARTS = ("inference", "sizes", "fused"), ("inference", "sizes", "bf16", "training", "compiled")
+PARTS = tuple(dict.fromkeys(CPU_PARTS + GPU_PARTS))
 HEADER = ("network", "parameters", "multiply-adds", "of attention", "ms", "quartiles", "images/s", "memory", "rate")
 
 
@@ -60,6 +61,7 @@ def row(result: Result, with_batch: bool) -> tuple[str, ...]:
     """Return a result's line of a table."""
     setting, seconds = result.setting, result.seconds
     name = f"`{setting.network}`" + (f", batch {setting.batch_size}" if with_batch else "")
+    name += ", fused" if setting.fused else ""
     name += f", compiled in {result.compile_seconds:.0f} s" if result.compile_seconds is not None else ""
     if seconds is None:
         return (name, result.note, *["–"] * (len(HEADER) - 2))
@@ -90,7 +92,7 @@ def main() -> None:
     """Print the tables, each as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(default: all; on a CPU the first two)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(default: those of the device)")
     parser.add_argument("--repeats", type=int, default=10, help="rounds (%(default)s)")
     parser.add_argument("--threads", type=int, help="of a CPU (default: torch's own choice)")
     parser.add_argument("--networks", nargs="+", help="others than the five")
@@ -101,7 +103,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device, gpu = torch.device(options.device), options.device == "cuda"
     networks = options.networks or (QUICK_NETWORKS if options.quick else NETWORKS)
-    parts = options.parts or (PARTS if gpu or options.quick else CPU_PARTS)
+    parts = options.parts or (GPU_PARTS if gpu else PARTS if options.quick else CPU_PARTS)
     size, large = ((32, 32), ((48, 48), (50, 83))) if options.quick else ((224, 224), LARGE_SIZES)
     first, last = (2, 4) if options.quick else (FIRST_BATCH, LAST_BATCH)
     batch_sizes = options.batch_sizes or ((1, 8, 128) if gpu else (1, 8))
@@ -122,6 +124,9 @@ def main() -> None:
     if "sizes" in parts:
         for input_size in large:
             show(all_of(Setting("", input_size=input_size)))
+    if "fused" in parts and not gpu:
+        plain = all_of(Setting("", batch_size=max(batch_sizes), input_size=size))
+        show([case for setting in plain for case in (setting, replace(setting, fused=True))])
     inference = all_of(Setting("", "inference", "bf16", False, max(batch_sizes), size))
     if "bf16" in parts:
         show(inference)
