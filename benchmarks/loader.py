@@ -5,8 +5,9 @@ python benchmarks/loader.py --photos FOLDER [--images N] [--rounds N]
 Photographs of ImageNet's size, 500 × 375, are cut out of those in the folder (Debian's packages gnome-backgrounds and
 mate-backgrounds have some) and stored as a parquet data set and as a tree of class folders. The recipe is that of
 ImageNet: RandAugment, random erasing, flips, bicubic, 224 pixels. Loaders are measured in turns, without loader
-processes by the time of the CPU, with one by the clock. It needs no more of the package than its datamodule, so that
-it runs with older commits, too.
+processes by the time of the CPU, with one by the clock. A second table has what an image takes in each step of
+ImageFolder and timm's transform; `scalablevit profile data` tells the same of ours. It needs no more of the package
+than its datamodule, so that it runs with older commits, too.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import datasets
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 
 from scalablevit_pl.data import Augmentation, ClassificationDataModule
@@ -144,14 +145,42 @@ def measure(folder: Path, workers: int, rounds: int) -> dict[str, list[float]]:
     return rates
 
 
+def time_steps(folder: Path) -> dict[str, float]:
+    """Return the seconds that an image takes in each step of ImageFolder and timm's transform, one after the other."""
+    images, steps = ImageFolder(str(folder)), timm_transform().transforms
+    spent = dict.fromkeys(["read and decode", *(type(step).__name__ for step in steps), "collate"], 0.0)
+    last, batch = time.perf_counter(), []
+
+    def done(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        spent[name] += now - last
+        last = now
+
+    for path, label in images.samples:
+        image = images.loader(path)
+        done("read and decode")
+        for step in steps:
+            image = step(image)
+            done(type(step).__name__)
+        batch.append((image, label))
+        if len(batch) == BATCH:
+            default_collate(batch)
+            batch.clear()
+            done("collate")
+    return {name: seconds / len(images) for name, seconds in spent.items()}
+
+
 def main() -> None:
-    """Print a table."""
+    """Print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with photographs, at any depth")
     parser.add_argument("--images", type=int, default=800, help="images of the data set (%(default)s)")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each loader (%(default)s)")
     options = parser.parse_args()
+    if options.images < 5 * BATCH:
+        parser.error(f"--images must be at least {5 * BATCH}, of which the first batches are not timed")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
@@ -160,6 +189,7 @@ def main() -> None:
         contents = make_photos(options.photos, options.images, options.quality)
         store(contents, Path(name))
         results = {workers: measure(Path(name), workers, options.rounds) for workers in (0, 1)}
+        passes = [time_steps(Path(name) / "folders" / "train") for _ in range(options.rounds)]
     packages = ("torch", "torchvision", "timm", "pillow", "datasets")
     lines = [
         f"{time.strftime('%Y-%m-%d')}, one core of {platform.processor() or platform.machine()}, "
@@ -177,6 +207,8 @@ def main() -> None:
                 f"| {workers} | {way} | {statistics.median(values):.0f} | {min(values):.0f}-{max(values):.0f} "
                 f"| {statistics.median(ratios):.2f} |"
             )
+    lines += ["", "| step of timm's | µs an image |", "|---|---|"]
+    lines += [f"| {step} | {1e6 * statistics.median(spent[step] for spent in passes):.0f} |" for step in passes[0]]
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from scalablevit_pl.models import create_model
 from scalablevit_pl.profiling import matrix
 from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.profiling.report import size_of
 from scalablevit_pl.profiling.timing import Spread
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -137,6 +139,34 @@ def test_the_best_batch_is_searched_until_memory_ends(monkeypatch: pytest.Monkey
     assert {len(row) for row in rows} == {len(networks.HEADER)}
     assert re.match(r"\| `a`, batch 64 \| 1 \| .* \| 64.0 \| ", table.splitlines()[5])
     assert "| `b`, batch 32 | out of memory | – |" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--parts inference fused", {(1, "224×224", False), (8, "224×224", False), (8, "224×224", True)}),
+        ("--parts sizes", {(1, "448×448", False), (1, "512×512", False), (1, "800×1333", False)}),
+        ("--parts fused --batch-sizes 2 4", {(4, "224×224", False), (4, "224×224", True)}),
+    ],
+)
+def test_the_tables_of_networks_hold_what_was_asked_for(
+    words: str, expected: set[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = load("networks")
+    asked: list[Setting] = []
+
+    def measure(settings: Iterable[Setting], device: torch.device, plan: Plan) -> list[Result]:
+        asked.extend(settings)
+        return [measured(setting, 0.5) for setting in settings]
+
+    monkeypatch.setattr(networks, "measure", measure)
+    monkeypatch.setattr("sys.argv", ["networks.py", "--device", "cpu", "--networks", "a", "b", *words.split()])
+    networks.main()
+    assert {(setting.batch_size, size_of(setting), setting.fused) for setting in asked} == expected
+    assert {(setting.mode, setting.precision, setting.compiled) for setting in asked} == {("inference", "32", False)}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(asked)
+    assert sum("`, fused | " in row for row in rows) == sum(setting.fused for setting in asked)
 
 
 def lines_of(
