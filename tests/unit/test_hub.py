@@ -405,7 +405,9 @@ def test_what_may_not_be_read(
         assert same_weights(from_pretrained(REPO, token="hf_ada_read"), models[0])
 
 
-def test_what_is_not_there(hub: HubServer, repo: str) -> None:
+def test_what_is_not_there(hub: HubServer, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # beside which there is no folder x
     with pytest.raises(HubError) as error:
         fetch(repo, "v7")
     one_sentence(error, "'ada/vit'", "no revision 'v7'", "branch, a tag or a commit")
