@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of inference (default: 1 8, on a GPU 1 8 128)")
     parser.add_argument("--quick", action="store_true", help="small networks and images, to see that it works")
     options = parser.parse_args()
+    if options.device == "cuda" and "fused" in (options.parts or ()):
+        parser.error("--parts fused is for a CPU")
     if options.threads:
         torch.set_num_threads(options.threads)
     device, gpu = torch.device(options.device), options.device == "cuda"
@@ -124,7 +126,7 @@ def main() -> None:
     if "sizes" in parts:
         for input_size in large:
             show(all_of(Setting("", input_size=input_size)))
-    if "fused" in parts and not gpu:
+    if "fused" in parts:
         plain = all_of(Setting("", batch_size=max(batch_sizes), input_size=size))
         show([case for setting in plain for case in (setting, replace(setting, fused=True))])
     inference = all_of(Setting("", "inference", "bf16", False, max(batch_sizes), size))

@@ -96,8 +96,10 @@ def test_ratios_are_of_one_kind_of_processor(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(regression, "measure_pairs", lambda pairs, repeats: {"a": 1.23456})
     monkeypatch.setattr(regression, "PAIRS", [])
     other = {"measured_on": "x", "ratios": {"a": 2.0}}
-    (tmp_path / "x.json").write_text(json.dumps({"this, AVX512": other}))
     monkeypatch.setattr("sys.argv", ["regression.py"])
+    with pytest.raises(SystemExit, match="no ratios are known"):
+        regression.main()
+    (tmp_path / "x.json").write_text(json.dumps({"this, AVX512": other}))
     with pytest.raises(SystemExit, match="no ratios are known of this, AVX2: write those of an earlier commit"):
         regression.main()
     threads = torch.get_num_threads()
@@ -166,6 +168,9 @@ def test_the_tables_of_networks_hold_what_was_asked_for(
     assert {(setting.mode, setting.precision, setting.compiled) for setting in asked} == {("inference", "32", False)}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
     assert len(rows) == len(asked)
+    monkeypatch.setattr("sys.argv", ["networks.py", "--device", "cuda", "--parts", "fused"])
+    with pytest.raises(SystemExit):
+        networks.main()
     assert sum("`, fused | " in row for row in rows) == sum(setting.fused for setting in asked)
 
 
