@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -250,8 +251,12 @@ def test_ways_are_told_beside_the_first_one_and_what_fails_says_why() -> None:
     def fail(tensor: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
+    def late(tensor: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return tensor.sin()
+
     lines, cpu = load("alternatives").lines, torch.device("cpu")
-    ways = {"a": torch.sin, "b": lambda tensor: tensor.sin().cos().cos().cos()}
+    ways = {"a": torch.sin, "b": late}
     rows = [row.split(" | ") for row in lines([torch.randn(64, 64)], ways, cpu, Plan(3, 0.001))]
     assert [row[2] for row in rows[:1]] == ["1.00"]
     assert float(rows[1][2]) > 1 < float(rows[1][4].removesuffix(" |\n"))
