@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit_pl.models.attention import attend, sum_patches
+from scalablevit_pl.models.fusion import onednn_linear
 from scalablevit_pl.profiling.measurement import Plan, full_float32, reason
 from scalablevit_pl.profiling.networks import DTYPES
 from scalablevit_pl.profiling.report import describe, headline
@@ -75,8 +76,7 @@ def fused(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute a linear layer as a fused network does on a CPU."""
     if torch.is_grad_enabled():
         raise NotImplementedError("has no gradients")
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
-    return output
+    return onednn_linear(tokens, weight, bias)
 
 
 def parts(device: torch.device, dtype: torch.dtype, batch: int) -> dict[str, tuple[list[Tensor], dict[str, Way]]]:

@@ -17,7 +17,7 @@ class FusedLinear(nn.Linear):
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(…, in_features)` to `(…, out_features)`."""
         if onednn_takes(tokens, self):
-            return onednn_linear(tokens, self)
+            return onednn_linear(tokens, self.weight, self.bias)
         return F.linear(tokens, self.weight, self.bias)
 
 
@@ -29,13 +29,14 @@ class FusedMlp(Mlp):
         plain = type(self.fc1) is FusedLinear and type(self.act) is InplaceGELU
         if not plain or not onednn_takes(tokens, self.fc1) or has_hooks(self.fc1) or has_hooks(self.act):
             return super().forward(tokens)
-        output: Tensor = self.drop(self.fc2(self.drop(onednn_linear(tokens, self.fc1, "gelu"))))
+        hidden = onednn_linear(tokens, self.fc1.weight, self.fc1.bias, "gelu")
+        output: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return output
 
 
-def onednn_linear(tokens: Tensor, layer: nn.Linear, activation: str = "none") -> Tensor:
+def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Compute a linear layer, and `gelu` (the exact one) behind it or `none`, in one call."""
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, layer.weight, layer.bias, activation, [], "none")
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, activation, [], "none")
     return output
 
 
