@@ -1,17 +1,19 @@
 """The scripts in `benchmarks`, as far as they do more than call the package."""
 
 import importlib.util
+import itertools
 import json
 import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from scalablevit_pl.models import create_model
@@ -233,6 +235,20 @@ def test_sizes_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch, caps
     lines = lines_of("sizes", "scalablevit_nano", *options, monkeypatch=monkeypatch, capsys=capsys)
     assert [line.split(" | ")[1] for line in lines] == ["input", "32×32", "32×64"]
     assert lines[1].endswith("| 1.00 | 1.00 |")
+
+
+def test_each_step_of_timm_s_transform_is_timed_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, clock = load("loader"), itertools.count()
+    (tmp_path / "class").mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 16), (number, 0, 0)).save(tmp_path / "class" / f"{number}.jpg")
+    monkeypatch.setattr(loader, "BATCH", 2)
+    monkeypatch.setattr(loader, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    spent = loader.time_steps(tmp_path)
+    batches = spent.pop("collate")
+    assert batches == pytest.approx(2 / 5)
+    assert {"read and decode", "RandAugment", "MaybeToTensor", "Normalize", "RandomErasing"} < set(spent)
+    assert set(spent.values()) == {1.0}
 
 
 @torch.no_grad()

@@ -223,6 +223,12 @@ def test_a_gpu_that_is_not_there_is_said() -> None:
         profile(["resnet10t", "--device", "cuda"])
 
 
+def test_fused_layers_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="--fuse true is for a CPU: give --device cpu, or --compile true on a GPU"):
+        read_options(["a", "--fuse", "true"])
+
+
 def test_every_option_of_the_help_page_is_an_option() -> None:
     page = help_page("profile").split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
