@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from scalablevit_pl import model_folder
 from scalablevit_pl.models import ImageClassifier, build_classifier, create_model
+from scalablevit_pl.weights import folder as model_folder
 
 # In a process of its own: memory is counted from after the imports.
 MEMORY = """
 import sys
-import scalablevit_pl.hub
+import scalablevit_pl.weights.hub
 from scalablevit_pl.models import ImageClassifier
 
 

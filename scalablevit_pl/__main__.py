@@ -2,6 +2,6 @@
 
 import sys
 
-from scalablevit_pl.cli import main
+from scalablevit_pl.commands.main import main
 
 sys.exit(main())

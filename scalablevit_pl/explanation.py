@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from scalablevit_pl.checkpoint import TIMM_FACTORY
+from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
 
 PACKAGE = Path(__file__).parent
 # What torch raises as a RuntimeError that somebody can do something about, and what that is.

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from scalablevit_pl.storage import written_aside
-from scalablevit_pl.wording import shorten
+from scalablevit_pl.text import shorten
 
 # Told apart by colour-blind people, too.
 TRAIN, VAL, EMA, RATE, WRONG = "#0072B2", "#D55E00", "#009E73", "#555555", "#D55E00"

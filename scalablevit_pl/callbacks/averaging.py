@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scalablevit_pl.checkpoint import AVERAGED
+from scalablevit_pl.weights.checkpoint import AVERAGED
 
 PREFIX = "network."
 EMA = "ema"

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scalablevit_pl.checkpoint import TrainedClassifier, same_classes
+from scalablevit_pl.weights.checkpoint import TrainedClassifier, same_classes
 
 logger = logging.getLogger(__name__)
 

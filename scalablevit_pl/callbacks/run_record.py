@@ -7,10 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
-from scalablevit_pl.checkpoint import RECORD_KEY, SCHEMA, describe_network, same_classes
 from scalablevit_pl.plotting import draw_curves
 from scalablevit_pl.run_folder import RESOLVED, differences
 from scalablevit_pl.storage import save_json
+from scalablevit_pl.weights.checkpoint import RECORD_KEY, SCHEMA, describe_network, same_classes
 
 logger = logging.getLogger(__name__)
 CURVES = ("train/loss", "val/loss", "val_ema/loss", "train/top1", "val/top1", "val_ema/top1", "train/lr")

@@ -1,7 +1,24 @@
 """Data sets as Lightning datamodules."""
 
-from scalablevit_pl.data.classification import ClassificationDataModule
-from scalablevit_pl.data.transforms import Augmentation
-from scalablevit_pl.preprocessing import Preprocessing
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalablevit_pl.data.classification import ClassificationDataModule
+    from scalablevit_pl.data.transforms import Augmentation
+    from scalablevit_pl.preprocessing import Preprocessing
 
 __all__ = ["Augmentation", "ClassificationDataModule", "Preprocessing"]
+
+# Imported when first used: reading ImageNet's class names, say, must not import Lightning.
+_HOMES = {
+    "Augmentation": "data.transforms",
+    "ClassificationDataModule": "data.classification",
+    "Preprocessing": "preprocessing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"scalablevit_pl.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

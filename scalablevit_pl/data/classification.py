@@ -18,6 +18,7 @@ from scalablevit_pl.data.columns import (
     find_label_column,
     label_indices,
 )
+from scalablevit_pl.data.imagenet import check_imagenet
 from scalablevit_pl.data.images import DatasetImages, Transform, collate
 from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import (
@@ -31,7 +32,6 @@ from scalablevit_pl.data.source import (
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, PatchDraw, erase, train_transform
 from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.imagenet import check_imagenet
 from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError
 from scalablevit_pl.randomness import run_seed, seeded
 

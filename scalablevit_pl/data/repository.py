@@ -10,8 +10,8 @@ from typing import TypeVar
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from scalablevit_pl.hub.client import COMMIT_HASH, HubError, explain_hub, is_unreachable, patiently
-from scalablevit_pl.hub.download import note
+from scalablevit_pl.weights.hub.client import COMMIT_HASH, HubError, explain_hub, is_unreachable, patiently
+from scalablevit_pl.weights.hub.download import note
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 
 from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
-from scalablevit_pl.hub.client import HubError
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.weights.hub.client import HubError
 
 SAMPLES = Path(__file__).parent / "samples"
 # Folder names that mean a split; every other folder is a class.

@@ -11,7 +11,7 @@ import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
 from scalablevit_pl.diagnosis.finding import Finding, found
-from scalablevit_pl.hub.client import explain_hub, patiently
+from scalablevit_pl.weights.hub.client import explain_hub, patiently
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class PretrainedClassifier(nn.Module):
         Raises:
             ValueError: If there is no such model, or it cannot be read or loaded; the message says what to do.
         """
-        from scalablevit_pl.hub import locate
-        from scalablevit_pl.model_folder import load_model
+        from scalablevit_pl.weights.folder import load_model
+        from scalablevit_pl.weights.hub import locate
 
         folder = locate(
             pretrained_model_name_or_path,
@@ -84,8 +84,8 @@ class PretrainedClassifier(nn.Module):
             ValueError: If a weight is not finite, or the network was pruned.
             OSError: If the folder cannot be written; what stood there stays.
         """
-        from scalablevit_pl.model_card import Provenance, write_card
-        from scalablevit_pl.model_folder import CARD, WEIGHTS, check_whole, save_model
+        from scalablevit_pl.weights.card import Provenance, write_card
+        from scalablevit_pl.weights.folder import CARD, WEIGHTS, check_whole, save_model
 
         check_whole(cast("Any", self))
         folder = Path(save_directory)
@@ -124,7 +124,7 @@ class PretrainedClassifier(nn.Module):
         """
         import tempfile
 
-        from scalablevit_pl.hub import push, repository_url
+        from scalablevit_pl.weights.hub import push, repository_url
 
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")

@@ -155,8 +155,8 @@ class ScalableViT(nn.Module):
 
         Arguments and errors are those of `ImageClassifier.from_pretrained`.
         """
-        from scalablevit_pl.hub import locate
-        from scalablevit_pl.model_folder import load_backbone
+        from scalablevit_pl.weights.folder import load_backbone
+        from scalablevit_pl.weights.hub import locate
 
         folder = locate(
             pretrained_model_name_or_path,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from scalablevit_pl.hub import locate
-from scalablevit_pl.model_folder import CONFIG, WEIGHTS, is_model_folder
 from scalablevit_pl.models import ImageClassifier, create_model, fuse, list_models
+from scalablevit_pl.weights.folder import CONFIG, WEIGHTS, is_model_folder
+from scalablevit_pl.weights.hub import locate
 
 Mode = Literal["inference", "train"]
 Precision = Literal["32", "bf16", "fp16"]

@@ -16,7 +16,7 @@ from scalablevit_pl.plotting import RUN_COLOURS, save_figure
 from scalablevit_pl.profiling.measurement import Result
 from scalablevit_pl.profiling.published import Published
 from scalablevit_pl.profiling.report import way_of
-from scalablevit_pl.wording import shorten
+from scalablevit_pl.text import shorten
 
 MOST_NETWORKS = len(RUN_COLOURS)
 MOST_WAYS = 8  # panels of throughput; the accuracies are a ninth

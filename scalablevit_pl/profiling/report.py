@@ -15,7 +15,7 @@ import torch
 from scalablevit_pl import __version__
 from scalablevit_pl.profiling.measurement import CONVENTIONS, Plan, Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.wording import shorten
+from scalablevit_pl.text import shorten
 
 COLUMNS, LONGEST_NAME = 80, 28
 FEWEST_SAMPLES = 3  # that have quartiles worth the name

@@ -11,7 +11,7 @@ from golden.network import DATA, SIZES, TINY, build
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalablevit_pl.checkpoint import convert_reference_state_dict, read_reference_checkpoint
+from scalablevit_pl.weights.checkpoint import convert_reference_state_dict, read_reference_checkpoint
 
 SALT = "golden-v1"
 

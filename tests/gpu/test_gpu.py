@@ -15,13 +15,13 @@ from golden.test_golden import fill, image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from scalablevit_pl.checkpoint import convert_reference_state_dict
 from scalablevit_pl.data.transforms import erase
 from scalablevit_pl.models import create_model
 from scalablevit_pl.models.attention import LARGEST_BATCH, InteractiveWindowSelfAttention, ScalableSelfAttention
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.profiling.measurement import Plan, full_float32, measure
 from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.weights.checkpoint import convert_reference_state_dict
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ import torch
 from integration.conftest import QUICK
 from safetensors.torch import load_file
 
-from scalablevit_pl.cli import main
+from scalablevit_pl.commands.main import main
 
 FIT = ("fit", "--config", "recipes/quickstart.yaml", "--run", "averaged", "--ema.decay=0.5", "--ema.warmup=false")
 QUIET = "--trainer.enable_progress_bar=false"
@@ -20,7 +20,7 @@ def test_averaged_weights_on_their_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scalablevit_pl.cli.show_log", lambda: None)
+    monkeypatch.setattr("scalablevit_pl.commands.main.show_log", lambda: None)
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["scalablevit"])

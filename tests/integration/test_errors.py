@@ -7,7 +7,7 @@ import pytest
 from integration.conftest import QUICK, Run
 from PIL import Image
 
-from scalablevit_pl.cli import main
+from scalablevit_pl.commands.main import main
 
 FIT = ["fit", "--config", "recipes/quickstart.yaml", *QUICK]
 

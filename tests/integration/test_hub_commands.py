@@ -12,7 +12,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from scalablevit_pl.cli import main
+from scalablevit_pl.commands.main import main
 from scalablevit_pl.models import build_classifier
 
 REPO = "ada/vit"
@@ -133,7 +133,7 @@ def test_a_mistake_gets_one_sentence(
     (tmp_path / "photo.jpg").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("scalablevit_pl.cli.show_log", lambda: None)
+    monkeypatch.setattr("scalablevit_pl.commands.main.show_log", lambda: None)
     monkeypatch.setattr(sys, "argv", ["scalablevit"])  # in this process, since starting one takes seconds
     if token:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from scalablevit_pl.cli import CONFIG_FOLDERS, find_config, settle
-from scalablevit_pl.experiment import ExperimentCLI
+from scalablevit_pl.commands.main import CONFIG_FOLDERS, find_config, settle
+from scalablevit_pl.experiment.cli import ExperimentCLI
 
 RECIPES = sorted(path.name for path in (CONFIG_FOLDERS[1] / "recipes").glob("*.yaml"))
 SIZES = {

@@ -14,7 +14,7 @@ import yaml
 from integration.conftest import QUICK, Run
 from PIL import Image
 
-from scalablevit_pl.checkpoint import load_trained_classifier
+from scalablevit_pl.weights.checkpoint import load_trained_classifier
 
 EVALUATION = ["--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 ALL_OF_VAL = "--trainer.limit_val_batches=1.0"

@@ -12,8 +12,8 @@ from integration.conftest import QUICK, Run
 from safetensors.torch import load_file
 
 from scalablevit_pl import from_pretrained
-from scalablevit_pl.checkpoint import load_trained_classifier
-from scalablevit_pl.cli import main
+from scalablevit_pl.commands.main import main
+from scalablevit_pl.weights.checkpoint import load_trained_classifier
 
 FINETUNE = ("fit", "--config", "recipes/finetune.yaml")
 PROBE = ("fit", "--config", "recipes/linear_probe.yaml")
@@ -199,7 +199,7 @@ def test_a_mistake_is_answered_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(released)
-    monkeypatch.setattr("scalablevit_pl.cli.show_log", lambda: None)
+    monkeypatch.setattr("scalablevit_pl.commands.main.show_log", lambda: None)
     monkeypatch.setattr(sys, "argv", ["scalablevit"])
     assert main(list(words)) == 2
     last = capsys.readouterr().err.splitlines()[-1]

@@ -15,7 +15,7 @@ def test_the_wheel_carries_recipes_and_sample(tmp_path: Path, environment: dict[
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
     code = (
-        "import sys, scalablevit_pl; from scalablevit_pl.cli import main;"
+        "import sys, scalablevit_pl; from scalablevit_pl.commands.main import main;"
         "assert sys.argv[1] in scalablevit_pl.__file__, scalablevit_pl.__file__; sys.exit(main(sys.argv[2:]))"
     )
     words = [

@@ -15,7 +15,7 @@ from scalablevit_pl.callbacks import checkpoints
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO, name_last
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, read_metrics
 from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError
-from scalablevit_pl.checkpoint import read_checkpoint
+from scalablevit_pl.weights.checkpoint import read_checkpoint
 
 MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights
-from scalablevit_pl.checkpoint import TrainedClassifier
 from scalablevit_pl.models import ImageClassifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.weights.checkpoint import TrainedClassifier
 
 NAMES = ["bag", "boot", "coat"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit_pl.callbacks.preemption import PreemptedError, StopSignal, requeue_job
-from scalablevit_pl.cli import end_preempted
+from scalablevit_pl.commands.main import end_preempted
 
 
 @pytest.fixture

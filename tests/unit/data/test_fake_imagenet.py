@@ -11,7 +11,7 @@ from hub_server import HubServer
 from PIL import Image, ImageOps
 
 from scalablevit_pl.data import ClassificationDataModule, Preprocessing
-from scalablevit_pl.imagenet import imagenet_names
+from scalablevit_pl.data.imagenet import imagenet_names
 from scalablevit_pl.preprocessing import UnreadableImageError
 
 SPLITS = {"train": make_images("train", 1003), "validation": make_images("validation", 41)}

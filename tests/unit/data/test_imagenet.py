@@ -6,7 +6,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from scalablevit_pl.data import ClassificationDataModule, Preprocessing
-from scalablevit_pl.imagenet import check_imagenet, imagenet_names
+from scalablevit_pl.data.imagenet import check_imagenet, imagenet_names
 
 INFO = ImageNetInfo()
 SYNSETS = list(INFO.label_names())

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from scalablevit_pl.data import ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.repository import group_shards
 from scalablevit_pl.data.source import load_splits
-from scalablevit_pl.hub import client
+from scalablevit_pl.weights.hub import client
 
 PETS = "datasets/lab/pets"
 SIZES = {"train": 5, "validation": 3, "test": 4}

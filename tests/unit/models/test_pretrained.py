@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scalablevit_pl.model_folder import annotate
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.weights.folder import annotate
 
 LABELS = ["ant", "bee", "cat", "dog"]
 PREPROCESSING = Preprocessing(32, 0.8, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -1,0 +1,1 @@
+"""The `scalablevit` command: one file per command, and the parser they share."""

@@ -1,0 +1,43 @@
+"""The command `doctor`: looks at all that a fit needs before it begins, and says what to do about each finding."""
+
+import sys
+from types import SimpleNamespace
+
+from scalablevit_pl.commands.arguments import OptionParser
+from scalablevit_pl.diagnosis.data_examination import progress_bars
+from scalablevit_pl.diagnosis.examination import Examination
+from scalablevit_pl.diagnosis.speed import quiet
+from scalablevit_pl.experiment.fit_plan import FitPlan
+
+
+def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
+    """Return the doctor's own options, and the others, which are those of a fit.
+
+    Raises:
+        ValueError: If a value is none, or out of its range.
+    """
+    parser = OptionParser("doctor")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--download", action="store_true")
+    parser.add_argument("--traceback", action="store_true")
+    own, others = parser.parse_known_args(options, SimpleNamespace())
+    if own.images < 1 or not 0.0 < own.seconds < 3600.0:
+        raise ValueError(
+            f"--images must be at least 1 and --seconds above 0 and below 3600, got {own.images} and {own.seconds}"
+        )
+    return own, others
+
+
+def diagnose(options: SimpleNamespace) -> int:
+    """Look at the fit in `sys.argv`, print what is found, and return the exit status: 1 if something fails, else 0.
+
+    Args:
+        options: As `read_options` gives them.
+    """
+    with progress_bars(shown=False), quiet():  # the findings say it, and what is said of the timed steps means nothing
+        examination = Examination(FitPlan(), options)
+        findings = list(examination.findings())
+    counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}
+    sys.stdout.write("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()) + "\n")
+    return 1 if counts["FAIL"] else 0

@@ -1,0 +1,92 @@
+"""Classify image files with a trained network."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.callbacks.progress import LineEnd
+from scalablevit_pl.commands.arguments import OptionParser
+from scalablevit_pl.data.images import ImageFiles
+from scalablevit_pl.data.source import images_below
+from scalablevit_pl.tasks import ClassificationTask
+from scalablevit_pl.weights.source import load_weights, pin_weights, weights_path
+
+
+def predict_files(options: list[str]) -> None:
+    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE] [--average ema|none]`.
+
+    Raises:
+        ValueError: If an option is wrong, the weights cannot be loaded or an image cannot be read; nothing is written.
+    """
+    arguments = _parse(options)
+    paths = find_images(arguments.images)
+    weights = pin_weights(arguments.weights)
+    if arguments.out is not None:
+        _check_out(arguments.out, [*paths, weights_path(weights)])
+    trained = load_weights(weights, arguments.average)
+    loader = DataLoader(
+        ImageFiles(paths, trained.preprocessing),
+        batch_size=arguments.batch_size,
+        num_workers=min(arguments.num_workers, len(paths) // arguments.batch_size),
+    )
+    trainer = pl.Trainer(
+        accelerator=arguments.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[LineEnd(), PredictionWriter(arguments.out or sys.stdout, trained.class_names)],
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar, which must not end up in the table
+        trainer.predict(ClassificationTask(trained.network), loader, return_predictions=False)
+
+
+def _check_out(out: Path, used: list[Path]) -> None:
+    """Refuse a path that could not be written or would replace what is used, before anything is predicted."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {str(out)!r} lies in a folder that does not exist: make it first")
+    if out.exists() and not out.is_file():
+        raise ValueError(
+            f"--out {str(out)!r} is no file: give the name of one, or leave it away to write to the screen"
+        )
+    if out.resolve() in {path.resolve() for path in used}:
+        raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
+
+
+def find_images(sources: Iterable[Path]) -> list[Path]:
+    """Return image files as given, and those in given folders and below, sorted.
+
+    Raises:
+        ValueError: If a source does not exist or a folder holds no image.
+    """
+    paths: list[Path] = []
+    for source in sources:
+        found = images_below(source) if source.is_dir() else [source]
+        if not found or not (source.is_file() or source.is_dir()):
+            missing = "holds no images" if source.is_dir() else "does not exist"
+            raise ValueError(f"{str(source)!r} {missing}: give image files or folders with images")
+        paths += found
+    return paths
+
+
+def _parse(options: list[str]) -> argparse.Namespace:
+    parser = OptionParser("predict")
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--average", choices=["ema", "none"])
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu"], default="auto")
+    arguments = parser.read(options)
+    if arguments.batch_size < 1 or arguments.num_workers < 0:
+        raise ValueError(
+            f"need --batch_size ≥ 1 and --num_workers ≥ 0, got {arguments.batch_size} and {arguments.num_workers}"
+        )
+    return arguments

@@ -1,0 +1,200 @@
+"""The command `profile`: what networks cost, ours and others, measured in one run and in turns."""
+
+import json
+import os
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from scalablevit_pl.commands.arguments import OptionParser, check_output
+from scalablevit_pl.profiling.measurement import Plan, Result, measure
+from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
+from scalablevit_pl.profiling.published import PUBLISHED
+from scalablevit_pl.profiling.report import describe, headline, report
+from scalablevit_pl.storage import save_json
+
+Value = TypeVar("Value")
+
+PRECISIONS, MODES, BOOLEANS = ("32", "bf16", "fp16"), ("inference", "train"), {"false": False, "true": True}
+BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 128]}
+
+
+def profile(words: list[str]) -> None:
+    """Run `scalablevit profile MODEL [MODEL …] [OPTIONS]`.
+
+    Raises:
+        ValueError: If a network or a value is unknown, a file cannot be written, or nothing could be measured.
+    """
+    options = read_options(words)
+    folders = check_networks(options.networks)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    plan = Plan(options.repeats, options.seconds, options.warmup)
+    results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
+    _check_measured(results)
+    record = describe(results, device, plan)
+    if str(options.json) == "-":
+        sys.stdout.write(json.dumps(record, indent=2) + "\n")
+    else:
+        sys.stdout.write(report(results, record))
+    if options.json and str(options.json) != "-":
+        save_json(record, options.json)
+    if options.plot:
+        from scalablevit_pl.profiling.picture import draw_profile, points  # and with it matplotlib
+
+        draw_profile(points(results), PUBLISHED, options.plot, headline(record))
+
+
+def _check_measured(results: Sequence[Result]) -> None:
+    """See that one case or more was measured.
+
+    Raises:
+        ValueError: If none was; it says of each network why, and what to do.
+    """
+    if any(result.seconds for result in results):
+        return
+    reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
+    raise ValueError(f"nothing could be measured: {'; '.join(reasons)}") from results[0].error
+
+
+def _remedy(note: str) -> str:
+    if ": give " in note:
+        return ""  # it has one
+    if " is damaged" in note:
+        return ": take a whole copy of it"
+    if note == "out of memory":
+        return ": give a smaller --batch-size or --input-size"
+    if note.startswith("does not compile"):
+        return ": give --compile false"
+    return ": give another --input-size, --batch-size or --mode"
+
+
+def read_options(words: list[str]) -> Namespace:
+    """Parse the command's options, and fill in what depends on the device.
+
+    Raises:
+        ValueError: If a value is unknown, or does not go with another one.
+    """
+    parser = OptionParser("profile")
+    parser.add_argument("networks", nargs="+", metavar="MODEL")
+    parser.add_argument("--batch-size", type=_list_of(_positive))
+    parser.add_argument("--input-size", type=_list_of(_size), default=[(224, 224)])
+    parser.add_argument("--precision", type=_list_of(_one_of(dict(zip(PRECISIONS, PRECISIONS, strict=True)))))
+    parser.add_argument("--mode", type=_list_of(_one_of(dict(zip(MODES, MODES, strict=True)))))
+    parser.add_argument("--compile", type=_list_of(_one_of(BOOLEANS)), default=[False])
+    parser.add_argument("--fuse", type=_list_of(_one_of(BOOLEANS)), default=[False])
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--grad-checkpointing", action="store_true")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=_positive)
+    parser.add_argument("--repeats", type=_positive, default=10)
+    parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--warmup", type=_positive, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.read(words)
+    options.networks = list(dict.fromkeys(options.networks))
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.batch_size = options.batch_size or BATCH_SIZES[options.device]
+    options.precision, options.mode = options.precision or ["32"], options.mode or ["inference"]
+    _check(options)
+    return options
+
+
+def _check(options: Namespace) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that torch can use for --device cuda: give --device cpu")
+    if options.device == "cpu" and "fp16" in options.precision:
+        raise ValueError("--precision fp16 is for GPUs: on a CPU give 32 or bf16")
+    if options.grad_checkpointing and "train" not in options.mode:
+        raise ValueError("--grad-checkpointing is for training steps: give --mode train, too")
+    if True in options.fuse and options.device == "cuda":
+        raise ValueError("--fuse true is for a CPU: give --device cpu, or --compile true on a GPU")
+    if True in options.fuse and not ("inference" in options.mode and False in options.compile):
+        raise ValueError(
+            "--fuse true is for inference that is not compiled: give --mode inference and --compile false, too"
+        )
+    if not 0.0 <= options.seconds <= 3600.0:
+        raise ValueError(f"--seconds must be between 0 and 3600, got {options.seconds:g}")
+    cores = os.cpu_count() or 1
+    if options.threads and options.threads > cores:
+        raise ValueError(f"--threads must be at most {cores}, as many as this machine has, got {options.threads}")
+    if options.json and str(options.json) != "-":
+        check_output("--json", options.json)
+    if options.plot:
+        _check_plot(options)
+
+
+def _check_plot(options: Namespace) -> None:
+    from scalablevit_pl.profiling.picture import MOST_NETWORKS, MOST_WAYS
+
+    if options.plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot {str(options.plot)!r} must be the name of a .png")
+    check_output("--plot", options.plot)
+    ways = len({replace(setting, network="", batch_size=1) for setting in settings_of(options)})
+    if ways > MOST_WAYS:
+        raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")
+    if len(options.networks) > MOST_NETWORKS:
+        raise ValueError(f"--plot can tell at most {MOST_NETWORKS} networks apart, got {len(options.networks)}")
+
+
+def _list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    def values(text: str) -> list[Value]:
+        return list(dict.fromkeys(read(word) for word in text.split(",")))
+
+    return values
+
+
+def _one_of(known: dict[str, Value]) -> Callable[[str], Value]:
+    def value(text: str) -> Value:
+        if text not in known:
+            raise ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return known[text]
+
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [_positive(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH")
+    return sides[0], sides[-1]
+
+
+def settings_of(options: Namespace) -> list[Setting]:
+    """Return every case that the options ask for; those that are compared stand together.
+
+    Gradient checkpointing is for training steps alone, fused layers for inference that is not compiled.
+    """
+    lists = options.input_size, options.batch_size, options.mode, options.precision, options.compile, options.fuse
+    settings = [
+        Setting(
+            network,
+            mode,
+            precision,
+            compiled,
+            batch_size,
+            input_size,
+            options.channels_last,
+            options.grad_checkpointing and mode == "train",
+            fused and mode == "inference" and not compiled,
+        )
+        for input_size, batch_size, mode, precision, compiled, fused in product(*lists)
+        for network in options.networks
+    ]
+    return list(dict.fromkeys(settings))

@@ -1,0 +1,1 @@
+"""Fit, validate, test and predict as Lightning's command line, in a run folder."""
