@@ -4,12 +4,11 @@ import logging
 import re
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,25 +25,22 @@ from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd, TrainingBar
 from scalablevit_pl.callbacks.run_record import RunRecord
 from scalablevit_pl.callbacks.throughput import Throughput
+from scalablevit_pl.experiment.adoption import adopt_weights
 from scalablevit_pl.explanation import explain_argument
-from scalablevit_pl.models import ImageClassifier
-from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.run_folder import (
     CHECKPOINTS,
     check_resumable,
     claim_folder,
-    differences,
     locked_folder,
     resumable_checkpoints,
     run_folder,
 )
 from scalablevit_pl.weights.checkpoint import AVERAGED, RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
-from scalablevit_pl.weights.source import FROM_WEIGHTS, adopt_network, load_weights
+from scalablevit_pl.weights.source import FROM_WEIGHTS, load_weights
 
 logger = logging.getLogger(__name__)
 
 PREPROCESSING = re.compile(r"--data\.(?:init_args\.)?preprocessing\.(\w+)")
-DEFAULTS = asdict(Preprocessing())
 
 
 class ExperimentCLI(LightningCLI):
@@ -140,7 +136,8 @@ class ExperimentCLI(LightningCLI):
         elif config.weights is not None:
             self.trained = load_weights(config.weights, config.get("average"))
             self.average = self.trained.average
-            self._adopt(config, self.trained)
+            named = {match[1] for word in sys.argv if (match := PREPROCESSING.match(word))}
+            adopt_weights(config, self.trained, config.weights, command, named)
         elif config.get("model.init_args.network.init_args.name") == FROM_WEIGHTS:
             raise ValueError(
                 "this recipe starts from weights: say from which with --weights FOLDER or --weights OWNER/NAME"
@@ -176,42 +173,6 @@ class ExperimentCLI(LightningCLI):
             )
         logger.info("there is no checkpoint in %s: starting from the beginning", self.folder)
         return None, None
-
-    def _adopt(self, config: Namespace, trained: TrainedClassifier) -> None:
-        """Let the configuration build the network of the weights and use the preprocessing they were trained with.
-
-        Raises:
-            ValueError: If the configuration asks for something else.
-        """
-        if not isinstance(trained.network, ImageClassifier):
-            kind = type(trained.network).__name__
-            raise ValueError(f"--weights starts ScalableViT classifiers, and {config.weights!r} holds a {kind}")
-        section = config.get("model.init_args.network")
-        section = section.as_dict() if isinstance(section, Namespace) else {}
-        adopted = adopt_network(section, trained.network.config)
-        # The description of the network stays a dictionary, as it is one argument of a function.
-        arguments = Namespace(**adopted["init_args"])  # type: ignore[no-untyped-call]
-        config["model.init_args.network"] = Namespace(  # type: ignore[no-untyped-call]
-            class_path=adopted["class_path"], init_args=arguments
-        )
-        stored = asdict(trained.preprocessing)
-        given = config.get("data.init_args.preprocessing")
-        given = stored if given is None else asdict(Preprocessing(**given.as_dict()))
-        named = {match[1] for word in sys.argv if (match := PREPROCESSING.match(word))}
-        if named:  # to what an option says the parser adds defaults, in the place of which stand the weights' values
-            given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else stored[key] for key in given}
-        config["data.init_args.preprocessing"] = Namespace(**given)  # type: ignore[no-untyped-call]
-        differing = differences(stored, given, "preprocessing")
-        # A network of this kind takes images of any size, so that a fit may choose another one.
-        sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
-        wrong = [line for line in differing if self.config.subcommand != "fit" or not line.startswith(sizes)]
-        if wrong:
-            raise ValueError(
-                f"the weights were trained on other images: {'; '.join(wrong)}: leave --data.preprocessing away, or "
-                "set it to their values"
-            )
-        for line in differing:
-            logger.info("%s, as this run says", line)
 
     def before_instantiate_classes(self) -> None:
         """Make the run folder with its configuration, unless it holds another run."""
