@@ -34,7 +34,8 @@ from scalablevit_pl.weights.folder import (
     read_config,
     save_model,
 )
-from scalablevit_pl.weights.hub import checksum, fetch, is_repository, is_shared, plan_push, push, repository_url
+from scalablevit_pl.weights.hub import checksum, is_repository, is_shared, plan_push, push, repository_url
+from scalablevit_pl.weights.source import fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,12 @@ def push_folder(options: list[str]) -> None:
     parser.add_argument("--license")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.read(options)
-    chosen = {"private": arguments.private, "revision": arguments.revision, "license": arguments.license}
+    chosen = {
+        "check": load_model,
+        "private": arguments.private,
+        "revision": arguments.revision,
+        "license": arguments.license,
+    }
     if arguments.dry_run:
         plan = plan_push(arguments.folder, arguments.repository, **chosen)
         made = "" if plan.exists else f", a new {'private ' if arguments.private else ''}repository"
@@ -239,7 +245,7 @@ def pull_repository(options: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true")
     arguments = parser.read(options)
     _check_target(arguments.folder, arguments.overwrite)
-    snapshot = fetch(arguments.repository, arguments.revision, wanted=is_shared)
+    snapshot = fetch_model(arguments.repository, arguments.revision, files=None)
     load_model(snapshot.folder)
     with folder_written_aside(arguments.folder) as aside:
         for path in snapshot.folder.iterdir():
@@ -272,7 +278,7 @@ def show_info(options: list[str]) -> None:
     arguments = parser.read(options)
     commit, folder = None, Path(arguments.model)
     if not folder.is_dir() and is_repository(arguments.model):
-        snapshot = fetch(arguments.model, arguments.revision, wanted=(CONFIG, CARD).__contains__)
+        snapshot = fetch_model(arguments.model, arguments.revision, files=(CONFIG, CARD))
         commit, folder, digest = snapshot.commit, snapshot.folder, snapshot.digests.get(WEIGHTS, "")
     else:
         digest = checksum(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no weights"

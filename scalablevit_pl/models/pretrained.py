@@ -59,9 +59,9 @@ class PretrainedClassifier(nn.Module):
             ValueError: If there is no such model, or it cannot be read or loaded; the message says what to do.
         """
         from scalablevit_pl.weights.folder import load_model
-        from scalablevit_pl.weights.hub import locate
+        from scalablevit_pl.weights.source import locate_model
 
-        folder = locate(
+        folder = locate_model(
             pretrained_model_name_or_path,
             revision,
             token=token,
@@ -124,12 +124,21 @@ class PretrainedClassifier(nn.Module):
         """
         import tempfile
 
+        from scalablevit_pl.weights.folder import load_model
         from scalablevit_pl.weights.hub import push, repository_url
 
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")
             self.save_pretrained(folder, license=license)
-            pushed = push(folder, repo_id, private=private, revision=branch, token=token, commit_message=commit_message)
+            pushed = push(
+                folder,
+                repo_id,
+                check=load_model,
+                private=private,
+                revision=branch,
+                token=token,
+                commit_message=commit_message,
+            )
         return f"{repository_url(pushed.repository)}/commit/{pushed.commit}"
 
     @property

@@ -156,9 +156,9 @@ class ScalableViT(nn.Module):
         Arguments and errors are those of `ImageClassifier.from_pretrained`.
         """
         from scalablevit_pl.weights.folder import load_backbone
-        from scalablevit_pl.weights.hub import locate
+        from scalablevit_pl.weights.source import locate_model
 
-        folder = locate(
+        folder = locate_model(
             pretrained_model_name_or_path,
             revision,
             token=token,

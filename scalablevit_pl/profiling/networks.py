@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from scalablevit_pl.models import ImageClassifier, create_model, fuse, list_models
 from scalablevit_pl.weights.folder import CONFIG, WEIGHTS, is_model_folder
-from scalablevit_pl.weights.hub import locate
+from scalablevit_pl.weights.source import locate_model
 
 Mode = Literal["inference", "train"]
 Precision = Literal["32", "bf16", "fp16"]
@@ -84,7 +84,7 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for name in names:
         if "/" in name:
-            folders[name] = locate(name)
+            folders[name] = locate_model(name)
             if not is_model_folder(folders[name]):
                 raise ValueError(f"{name!r} holds no model: give a folder with {WEIGHTS} and {CONFIG}")
         elif name not in list_models() and not timm.is_model(name):

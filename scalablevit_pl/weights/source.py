@@ -1,13 +1,13 @@
 """What `--weights` names: a run, a checkpoint, a model's folder or a repository on the Hub."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from scalablevit_pl.run_folder import RUNS
 from scalablevit_pl.weights.checkpoint import TrainedClassifier, find_checkpoint, load_trained_classifier
-from scalablevit_pl.weights.folder import is_model_folder, load_model
-from scalablevit_pl.weights.hub import HubError, fetch, is_repository
+from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS, is_model_folder, load_model
+from scalablevit_pl.weights.hub import FetchOptions, HubError, Snapshot, fetch, is_repository, locate
 
 # What a recipe names its network when `--weights` decides which one it is.
 FROM_WEIGHTS = "from_weights"
@@ -15,6 +15,22 @@ CREATE = "scalablevit_pl.models.create_model"
 BUILD = "scalablevit_pl.models.build_classifier"
 # Choices of a training, not of the network that is trained.
 CHOICES = ("drop_path_rate", "drop_rate", "attn_drop_rate")
+
+
+def fetch_model(
+    repository: str,
+    revision: str | None = None,
+    *,
+    files: Collection[str] | None = FILES,
+    **options: Unpack[FetchOptions],
+) -> Snapshot:
+    """Bring a model from the Hub into the cache; arguments and errors are those of `weights.hub.fetch`."""
+    return fetch(repository, revision, files=files, required=(WEIGHTS, CONFIG), **options)
+
+
+def locate_model(name_or_path: str | Path, revision: str | None = None, **options: Unpack[FetchOptions]) -> Path:
+    """Return the folder of a model, local or fetched; arguments and errors are those of `weights.hub.locate`."""
+    return locate(name_or_path, revision, files=FILES, required=(WEIGHTS, CONFIG), **options)
 
 
 def pin_weights(weights: str) -> str:
@@ -32,7 +48,7 @@ def pin_weights(weights: str) -> str:
         return weights
     repository, _, revision = weights.partition("@")
     try:
-        return f"{repository}@{fetch(repository, revision or None).commit}"
+        return f"{repository}@{fetch_model(repository, revision or None).commit}"
     except HubError as error:
         raise HubError(f"there is no file or folder {weights!r} here; on the Hub: {error}") from error
 
@@ -52,7 +68,7 @@ def weights_path(weights: str | Path) -> Path:
     if Path(weights).exists() or not _is_remote(str(weights)):
         return find_checkpoint(weights)
     repository, _, revision = pin_weights(str(weights)).partition("@")
-    return fetch(repository, revision).folder
+    return fetch_model(repository, revision).folder
 
 
 def load_weights(weights: str | Path, average: str | None = None) -> TrainedClassifier:

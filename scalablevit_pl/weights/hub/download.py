@@ -4,15 +4,16 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.file_download import repo_folder_name
 
 from scalablevit_pl.storage import written_aside
-from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS
 from scalablevit_pl.weights.hub.client import (
     COMMIT_HASH,
     TRIES,
@@ -21,6 +22,7 @@ from scalablevit_pl.weights.hub.client import (
     explain_hub,
     explained,
     is_repository,
+    is_shared,
     is_unreachable,
     patiently,
 )
@@ -28,6 +30,15 @@ from scalablevit_pl.weights.hub.client import (
 logger = logging.getLogger(__name__)
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+class FetchOptions(TypedDict, total=False):
+    """Arguments of `fetch` that hold for any repository."""
+
+    token: Token
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,12 @@ def fetch(
     repository: str,
     revision: str | None = None,
     *,
+    files: Collection[str] | None = None,
+    required: Collection[str] = (),
     token: Token = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    wanted: Callable[[str], bool] = FILES.__contains__,
 ) -> Snapshot:
     """Bring files of a repository into the cache, all of one commit, and compare their checksums with the Hub's.
 
@@ -66,18 +78,19 @@ def fetch(
     Args:
         repository: `owner/name`.
         revision: Branch, tag or commit hash; by default the main branch. A commit that is cached needs no network.
+        files: Names of the files to fetch, as far as the repository has them; by default all that `is_shared` allows.
+        required: Names of files that the repository must have; an error otherwise.
         token: Access token, or False for none; by default the one that `hf auth login` has stored.
         cache_dir: Where the files go; by default the Hub client's cache.
         local_files_only: Take what is cached and ask nobody.
         force_download: Download again what is cached.
-        wanted: Says by name which files are meant; by default the three that make a model.
 
     Raises:
         HubError: If there is no such repository, revision or file, it may not be read, or it does not arrive whole.
     """
     pinned = revision is not None and COMMIT_HASH.fullmatch(revision) is not None
     if local_files_only or (pinned and not force_download):
-        cached = _cached(repository, revision, cache_dir, wanted)
+        cached = _cached(repository, revision, cache_dir, files, required)
         if cached is not None:
             return cached
     if local_files_only:
@@ -87,7 +100,7 @@ def fetch(
         info = patiently(lambda: api.model_info(repository, revision=revision, files_metadata=True))
     except Exception as error:
         helps = is_unreachable(error) and not force_download
-        cached = _cached(repository, revision, cache_dir, wanted) if helps else None
+        cached = _cached(repository, revision, cache_dir, files, required) if helps else None
         offline = isinstance(error, OfflineModeIsEnabled)
         if cached is None:
             said = explain_hub(error, repository, revision)
@@ -99,28 +112,29 @@ def fetch(
         return cached
     commit: str = info.sha or ""
     digests = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in info.siblings or []}
-    missing = [name for name in (WEIGHTS, CONFIG) if name not in digests]
+    missing = [name for name in required if name not in digests]
     if missing:
         raise HubError(f"{repository!r} holds no model of scalablevit_pl: it has no {' and no '.join(missing)}")
     with explained(repository, revision):
-        for name in filter(wanted, digests):
-            path = _download(repository, name, commit, digests[name], token, cache_dir, force_download)
-    note(_listing(path.parent), json.dumps(digests))
+        for name in _chosen(files, digests):
+            _download(repository, name, commit, digests[name], token, cache_dir, force_download)
+    cache = _cache(repository, cache_dir)
+    folder = cache / "snapshots" / commit
+    note(_listing(folder), json.dumps(digests))
     if not pinned:  # the client does so only where it resolves the name itself, anew for each file
-        note(path.parents[2] / "refs" / (revision or constants.DEFAULT_REVISION), commit)
-    return Snapshot(repository, path.parent, commit, digests)
+        note(cache / "refs" / (revision or constants.DEFAULT_REVISION), commit)
+    return Snapshot(repository, folder, commit, digests)
 
 
 def locate(
     name_or_path: str | Path,
     revision: str | None = None,
     *,
-    token: Token = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
+    files: Collection[str] | None = None,
+    required: Collection[str] = (),
+    **options: Unpack[FetchOptions],
 ) -> Path:
-    """Return the folder of a model that lies here, or else on the Hub; arguments are those of `fetch`.
+    """Return a local folder, or else fetch a repository of that name; arguments are those of `fetch`.
 
     Raises:
         HubError: If it is in neither place.
@@ -130,14 +144,7 @@ def locate(
     if not is_repository(name_or_path):
         raise HubError(f"{name_or_path!r} is no folder, and no name of a repository: give a path, or owner/name")
     try:
-        return fetch(
-            name_or_path,
-            revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        ).folder
+        return fetch(name_or_path, revision, files=files, required=required, **options).folder
     except HubError as error:
         raise HubError(f"there is no folder {name_or_path!r} here; on the Hub: {error}") from error
 
@@ -166,29 +173,40 @@ def _download(
     )
 
 
+def _chosen(files: Collection[str] | None, names: Collection[str]) -> list[str]:
+    """Choose the files to fetch from those that a commit has."""
+    return [name for name in names if (is_shared(name) if files is None else name in files)]
+
+
 def _cached(
-    repository: str, revision: str | None, cache_dir: str | Path | None, wanted: Callable[[str], bool]
+    repository: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    files: Collection[str] | None,
+    required: Collection[str],
 ) -> Snapshot | None:
-    """Return what the cache holds of a revision, if those are all files that are wanted."""
-    with explained(repository, revision):
-        config = try_to_load_from_cache(repository, CONFIG, cache_dir, revision)
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
+    """Return what the cache holds of a revision, if no file to be fetched is missing or damaged."""
+    cache, commit = _cache(repository, cache_dir), revision or constants.DEFAULT_REVISION
+    if COMMIT_HASH.fullmatch(commit) is None:
+        try:
+            commit = (cache / "refs" / commit).read_text().strip()
+        except (OSError, ValueError):  # none such, or not even a name that a file can have
+            return None
+    folder = cache / "snapshots" / commit
     try:
         digests = dict(json.loads(_listing(folder).read_text()))
-    except (OSError, ValueError):  # another program has filled the cache, and only a model's own files are known
-        if wanted != FILES.__contains__ or not (folder / WEIGHTS).is_file():
+    except (OSError, ValueError):  # another program has filled the cache: what else the commit has is not known
+        if files is None or not all((folder / name).is_file() for name in required):
             return None
         digests = {path.name: path.readlink().name if path.is_symlink() else "" for path in folder.iterdir()}
-    names = list(filter(wanted, digests))
+    names = _chosen(files, digests)
     if not all((folder / name).is_file() for name in names):
         return None
     damaged = [name for name in names if not _is_whole(folder / name, digests[name])]
     if damaged:
         logger.warning("%s of %s is damaged in the cache", damaged[0], repository)
         return None
-    return Snapshot(repository, folder, folder.name, digests)
+    return Snapshot(repository, folder, commit, digests)
 
 
 def _is_whole(path: Path, digest: str) -> bool:
@@ -213,6 +231,11 @@ def checksum(path: Path, git: bool = False) -> str:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
         digest.update(file.read())
         return digest.hexdigest()
+
+
+def _cache(repository: str, cache_dir: str | Path | None) -> Path:
+    """Return the folder of a repository in the cache."""
+    return Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def _listing(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from scalablevit_pl.storage import written_aside
-from scalablevit_pl.weights.folder import CARD, load_model
 from scalablevit_pl.weights.hub.client import (
     COMMIT_HASH,
     HubError,
@@ -29,6 +28,7 @@ from scalablevit_pl.weights.hub.download import Snapshot, checksum
 
 logger = logging.getLogger(__name__)
 
+CARD = constants.REPOCARD_NAME
 # The line of a card that `scalablevit_pl.weights.card` writes for a folder.
 LOADING = re.compile(r'from_pretrained\("[^"]*"\)  # this folder')
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
@@ -59,6 +59,7 @@ def plan_push(
     folder: str | Path,
     repository: str,
     *,
+    check: Callable[[Path], object],
     private: bool | None = None,
     revision: str | None = None,
     token: Token = None,
@@ -72,6 +73,7 @@ def plan_push(
     Args:
         folder: A model's folder.
         repository: `owner/name`, or a name below the owner of the token.
+        check: Loads the folder strictly; what it raises ends the push.
         private: Whether the repository has to be private.
         revision: Branch to push to; by default the main one.
         token: Access token; by default the one that `hf auth login` has stored.
@@ -82,7 +84,7 @@ def plan_push(
         ValueError: If the folder holds no model that loads.
     """
     folder = Path(folder)
-    load_model(folder)
+    check(folder)
     card = _checked_card(folder, license)
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
@@ -110,6 +112,7 @@ def push(
     folder: str | Path,
     repository: str,
     *,
+    check: Callable[[Path], object],
     private: bool | None = None,
     revision: str | None = None,
     token: Token = None,
@@ -121,6 +124,7 @@ def push(
     Args:
         folder: A model's folder.
         repository: `owner/name`, or a name below the owner of the token; made if need be.
+        check: Loads the folder strictly; what it raises ends the push.
         private: Whether a repository that is made is private; by default as the owner's settings say.
         revision: Branch to push to, made if need be; by default the main one.
         token: Access token; by default the one that `hf auth login` has stored.
@@ -136,7 +140,7 @@ def push(
         ValueError: If the folder holds no model that loads.
     """
     folder = Path(folder)
-    plan = plan_push(folder, repository, private=private, revision=revision, token=token, license=license)
+    plan = plan_push(folder, repository, check=check, private=private, revision=revision, token=token, license=license)
     if plan.card != (folder / CARD).read_text(encoding="utf-8"):
         with written_aside(folder / CARD) as aside:
             aside.write_text(plan.card, encoding="utf-8")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,22 +22,23 @@ from safetensors.torch import load_file, save_file
 from scalablevit_pl import from_pretrained
 from scalablevit_pl.commands import release
 from scalablevit_pl.models import ImageClassifier, build_classifier
-from scalablevit_pl.weights.folder import CARD, CONFIG, FILES, WEIGHTS
+from scalablevit_pl.weights import hub as hub_package
+from scalablevit_pl.weights.folder import CARD, CONFIG, FILES, WEIGHTS, load_model
 from scalablevit_pl.weights.hub import (
     HubError,
     client,
     download,
-    fetch,
     is_repository,
     is_shared,
-    locate,
-    plan_push,
-    push,
 )
+from scalablevit_pl.weights.source import fetch_model as fetch
+from scalablevit_pl.weights.source import locate_model as locate
 
 REPO = "ada/vit"
 LIMIT = 180.0  # seconds that the documentation states
 SILENCE = client.SILENCE
+plan_push = partial(hub_package.plan_push, check=load_model)
+push = partial(hub_package.push, check=load_model)
 
 
 def small_model(seed: int, dim: int = 8) -> ImageClassifier:
