@@ -1,27 +1,27 @@
-# What there is to do with a checkout. Everything happens in .venv, which is made when it is first needed.
+# Tasks in a checkout. Everything runs in .venv, which is created when first needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := quickstart-$(shell date +%Y%m%d-%H%M%S)
 CODE := scalablevit_pl tests docs checkpoints benchmarks
-# The folder with the four original files, as Debian's package dataset-fashion-mnist installs them.
+# Folder with the four original files, as installed by Debian's package dataset-fashion-mnist.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 
-# A file's tests stay together, so that what they share is made once; the long files come first.
+# The tests of a file run in one process, so shared fixtures are built once. The longest files run first.
 FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not network"
 
-# Where the environment says that Python is to keep no bytecode, each of the tests' processes would compile torch anew.
+# If the environment disables bytecode, each test process would compile all of torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-imports benchmark-loading \
     benchmark-loader benchmark-check benchmark-networks clean
 
-# Train nano on the sample, test it, and say where the pictures are.
+# Train nano on the sample, test it, and list the pictures.
 quickstart: $(VENV)/.installed
 	$(BIN)/scalablevit fit --config recipes/quickstart.yaml --run $(RUN)
 	$(BIN)/scalablevit test --run $(RUN)
 	@echo
-	@echo "Look at:"
+	@echo "Pictures:"
 	@ls -1 runs/$(RUN)/*.png
 
 test: lint
@@ -30,7 +30,7 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -n 2
 
-# The fast tests with the oldest versions that pyproject.toml allows, in an environment of its own.
+# The fast tests with the oldest versions that pyproject.toml allows, in a separate environment.
 test-oldest:
 	$(PYTHON) -m venv --clear build/oldest
 	build/oldest/bin/pip install --quiet --constraint tests/oldest.txt -e ".[dev]"
@@ -45,7 +45,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-# Build the wheel, install it with all it needs into an environment of its own, and use it away from the checkout.
+# Build the wheel, install it with its dependencies into a separate environment, and use it outside the checkout.
 wheel-check: $(VENV)/.installed-dev
 	rm -rf build/wheel-check && mkdir -p build/wheel-check
 	$(BIN)/python -m build --wheel --outdir build/wheel-check .
@@ -55,7 +55,7 @@ wheel-check: $(VENV)/.installed-dev
 	    --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --trainer.max_epochs 1
 	cd build/wheel-check && venv/bin/scalablevit test --run wheel
 
-# Test each released model on its data, and compare the result with its card.
+# Test each released model on its data and compare the result with its card.
 verify-checkpoints: $(VENV)/.installed build/fashion_mnist/test.parquet
 	for model in checkpoints/*.fashion_mnist; do \
 	    $(BIN)/scalablevit test --config recipes/fashion_mnist.yaml --weights $$model \
@@ -69,24 +69,24 @@ build/fashion_mnist/test.parquet: | $(VENV)/.installed
 	$(BIN)/python -m scalablevit_pl.data.samples.make_fashion_mnist_sample --idx $(FASHION_MNIST) \
 	    --out build/fashion_mnist --train-per-class 6000 --test-per-class 1000
 
-# How long the import of the networks takes, against that of torch.
+# Import time of the networks, relative to torch.
 benchmark-imports: $(VENV)/.installed
 	$(BIN)/python benchmarks/imports.py
 
-# How long a model takes to load, and how much memory, against the least that torch and safetensors need.
+# Time and memory of loading a model, relative to the minimum with torch and safetensors.
 benchmark-loading: $(VENV)/.installed
 	$(BIN)/python benchmarks/loading.py
 
-# Images a second and core of the train loader, against ImageFolder with timm's transform.
+# Images per second and core of the training loader, relative to ImageFolder with timm's transform.
 PHOTOS ?= /usr/share/backgrounds
 benchmark-loader: $(VENV)/.installed
 	$(BIN)/python benchmarks/loader.py --photos $(PHOTOS)
 
-# Whether the networks have become slower than they were, by ratios to references; about a minute.
+# Check in about a minute, by ratios to references, whether a network has become slower.
 benchmark-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/regression.py
 
-# The tables of docs/benchmarks.md: ours against Swin-T and Twins-SVT-S, on the GPU if there is one.
+# The tables of docs/benchmarks.md: ScalableViT against Swin-T and Twins-SVT-S, on the GPU if there is one.
 benchmark-networks: $(VENV)/.installed
 	$(BIN)/python benchmarks/networks.py
 
@@ -98,7 +98,7 @@ $(VENV)/bin/python:
 	    { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Not compiled to bytecode: torch has thousands of modules that are never imported, and the others compile when they are.
+# Without bytecode: most of torch's modules are never imported, and the others are compiled on import.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --no-compile -e .
 	@touch $@
