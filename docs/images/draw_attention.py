@@ -1,4 +1,4 @@
-"""Draw `attention.png`, the picture of the two attentions and of the stages: python docs/images/draw_attention.py."""
+"""Draw `attention.png`, the diagram of both attentions and of the stages: python docs/images/draw_attention.py."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from matplotlib.path import Path as Polyline
 from PIL import Image
 
-WIDTH, HEIGHT = 800, 728  # in pixels of the README, where one inch is 100 of them; the file has twice as many
+WIDTH, HEIGHT = 800, 728  # in the README's pixels, 100 per inch; the file has twice as many in each direction
 INK, SOFT, LINE = "#222222", "#555555", "#8C8C8C"
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, and tints of it.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish, and tints of it.
 BLUE, VERMILION, SKY, ORANGE, GREEN = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73"
 PALE_SKY, PALE_ORANGE, PALE_GREEN, PALE_VERMILION = "#DDF0FB", "#FCEFCF", "#CDEBE1", "#FBE3D2"
 SEEN_BLUE, SEEN_VERMILION, SEEN_GREEN = "#BBDDF1", "#F6C7A6", "#7CCBB2"
@@ -23,7 +23,7 @@ CellColour = Callable[[int, int], str]
 
 
 class Drawing:
-    """A white sheet with the origin at the top left."""
+    """A white canvas with the origin at the top left."""
 
     def __init__(self, width: int, height: int) -> None:
         self.figure = Figure(figsize=(width / 100, height / 100), dpi=200, facecolor="white")
@@ -43,7 +43,7 @@ class Drawing:
         )
 
     def operation(self, x: float, y: float, words: str, width: float, height: float = 22) -> None:
-        """Draw an operation around its centre."""
+        """Draw the box of an operation, given its centre."""
         self.box(x - width / 2, y - height / 2, width, height, GREY, LINE)
         self.text(x, y, words, 8.5)
 
@@ -87,7 +87,7 @@ class Drawing:
         self.line((x, y - 5), (x, y + 5))
 
     def save(self, path: Path) -> None:
-        """Write a PNG of 256 colours, without the versions and dates that would make equal drawings different files."""
+        """Write a PNG of 256 colours, without versions and dates: equal drawings give equal files."""
         self.canvas.draw()
         image = Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
         image.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
@@ -108,7 +108,7 @@ def draw_panel(sheet: Drawing, left: float, name: str, full_name: str, gist: str
 
 
 def draw_result(sheet: Drawing, left: float, colour: CellColour, seen: Sequence[tuple[str, str]]) -> None:
-    """Draw the output map, coloured by what one of its tokens depends on, and the legend of the colours."""
+    """Draw the output map, coloured by what one of its tokens depends on, and the legend."""
     sheet.grid(left + 20, 432, 12, 8, colour)
     sheet.frame(left + 20 + 36, 432 + 36, 12, INK)
     sheet.text(left + 136, 440, "What one output token depends on", ha="left", weight="bold")
@@ -120,7 +120,14 @@ def draw_result(sheet: Drawing, left: float, colour: CellColour, seen: Sequence[
 
 def draw_scalable_attention(sheet: Drawing, left: float) -> None:
     """Draw SSA: many queries, few keys and values."""
-    draw_panel(sheet, left, "SSA", "scalable self-attention", "every token asks, a reduced map answers", BLUE)
+    draw_panel(
+        sheet,
+        left,
+        "SSA",
+        "scalable self-attention",
+        "all tokens query keys and values of a reduced map",
+        BLUE,
+    )
     query, key, value = left + 68, left + 236, left + 328
 
     for offset in (24, 48, 72):
@@ -154,11 +161,11 @@ def draw_scalable_attention(sheet: Drawing, left: float) -> None:
             (SEEN_BLUE, "the whole map: N · N/s² products"),
         ],
     )
-    sheet.text(left + 157, 502, "in place of N · N", ha="left")
+    sheet.text(left + 157, 502, "instead of N · N", ha="left")
 
 
 def draw_reduction(sheet: Drawing, left: float, value: float) -> None:
-    """Draw how s×s tokens become one."""
+    """Draw the reduction of s×s tokens to one."""
     for x, y, side in ((left + 92, 166, 24), (value + 12, 154, 12)):
         sheet.axes.add_patch(Rectangle((x, y), side, side, facecolor=PALE_ORANGE))
     sheet.arrow((left + 116, 142), (left + 131, 142))
@@ -174,8 +181,8 @@ def draw_reduction(sheet: Drawing, left: float, value: float) -> None:
 
 
 def draw_window_attention(sheet: Drawing, left: float) -> None:
-    """Draw IWSA: attention inside windows, and the convolution that links them."""
-    gist = "windows attend, a convolution links them"
+    """Draw IWSA: attention inside windows and the convolution that connects them."""
+    gist = "attention inside windows, a convolution between them"
     draw_panel(sheet, left, "IWSA", "interactive window self-attention", gist, VERMILION)
     windows, query, key, value = left + 68, left + 220, left + 278, left + 336
 
@@ -258,7 +265,7 @@ def draw_stages(sheet: Drawing, top: float) -> None:
         ],
     )
     words = (
-        "Blocks of IWSA and of SSA alternate; each ends in an MLP. PEG: x + depthwise 3×3, once, after the first block."
+        "Blocks of IWSA and SSA alternate; each ends with an MLP. PEG: x + depthwise 3×3, once, after the first block."
     )
     sheet.text(28, top + 66, words, colour=SOFT, ha="left")
     sheet.text(28, top + 104, "Four stages", 9.5, ha="left", weight="bold")
@@ -266,14 +273,14 @@ def draw_stages(sheet: Drawing, top: float) -> None:
         (f"stride {stride}, s = {ratio}", 112, (GREY, LINE)) for stride, ratio in ((4, 8), (8, 4), (16, 2), (32, 1))
     ]
     draw_chain(sheet, 130, top + 104, 28, 18, [("image", 54, ("white", LINE)), *stages, ("head", 50, ("white", LINE))])
-    words = "The windows have w = 7; with s = 1 nothing is reduced. (Drawn above: s = 2, w = 4.)"
+    words = "Windows have w = 7; s = 1 means no reduction. The drawings above use s = 2 and w = 4."
     sheet.text(28, top + 138, words, colour=SOFT, ha="left")
 
 
 def draw_chain(
     sheet: Drawing, x: float, y: float, height: float, gap: float, links: Sequence[tuple[str, float, tuple[str, str]]]
 ) -> None:
-    """Draw boxes from left to right with arrows between: the words, the width and the colours of each."""
+    """Draw boxes from left to right with arrows between them; each has words, a width and colours."""
     for index, (words, width, (fill, edge)) in enumerate(links):
         if index:
             sheet.arrow((x - gap, y), (x, y))
@@ -283,7 +290,7 @@ def draw_chain(
 
 
 def draw(path: Path) -> None:
-    """Draw the whole picture into a PNG file."""
+    """Draw the diagram and save it as PNG."""
     sheet = Drawing(WIDTH, HEIGHT)
     draw_scalable_attention(sheet, 8)
     draw_window_attention(sheet, 404)
