@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit_pl.models.attention import attend, sum_patches
 from scalablevit_pl.models.fusion import onednn_linear
-from scalablevit_pl.profiling.measurement import Plan, full_float32, reason
+from scalablevit_pl.profiling.measurement import Plan, failure_reason, full_float32
 from scalablevit_pl.profiling.networks import DTYPES
 from scalablevit_pl.profiling.report import describe, headline
-from scalablevit_pl.profiling.timing import Spread, time_in_turns
+from scalablevit_pl.profiling.timing import Spread, time_interleaved
 
 Way = Callable[..., Tensor]
 KERNELS = {
@@ -141,14 +141,14 @@ def steps(inputs: list[Tensor], way: Way) -> tuple[Callable[[], object], Callabl
 def lines(inputs: list[Tensor], ways: Mapping[str, Way], device: torch.device, plan: Plan) -> list[str]:
     """Measure the ways to compute a part, and lay them out."""
     calls = {(name, turn): step for name, way in ways.items() for turn, step in enumerate(steps(inputs, way))}
-    timings = time_in_turns(calls, device, plan.repeats, plan.seconds)
+    timings = time_interleaved(calls, device, plan.repeats, plan.seconds)
     medians = {
         key: Spread.of(samples).median for key, samples in timings.samples.items() if key not in timings.failures
     }
 
     def cells(name: str, turn: int) -> str:
         if (name, turn) in timings.failures:
-            return f"{reason(timings.failures[name, turn])[:60]} | –"
+            return f"{failure_reason(timings.failures[name, turn])[:60]} | –"
         taken = medians[name, turn]
         return f"{1e3 * taken:.3f} | {taken / medians.get((next(iter(ways)), turn), taken):.2f}"
 

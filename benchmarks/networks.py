@@ -17,7 +17,7 @@ import torch
 
 from scalablevit_pl.profiling.measurement import Plan, Result, measure
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.report import describe, headline, way_of
+from scalablevit_pl.profiling.report import describe, headline
 
 NETWORKS = ("scalablevit_s", "scalablevit_b", "scalablevit_l", "swin_tiny_patch4_window7_224", "twins_svt_small")
 QUICK_NETWORKS = ("scalablevit_nano", "resnet10t")
@@ -114,7 +114,7 @@ def main() -> None:
 
     def show(settings: Sequence[Setting], title: str = "", with_batch: bool = False) -> None:
         results = measure(settings, device, plan)
-        sys.stdout.write(markdown(title or way_of(results[0]), results, with_batch))
+        sys.stdout.write(markdown(title or results[0].setting.title, results, with_batch))
         sys.stdout.flush()
 
     def all_of(setting: Setting) -> list[Setting]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from scalablevit_pl.profiling.measurement import Plan, Result, measure
 from scalablevit_pl.profiling.networks import Setting, build_network
-from scalablevit_pl.profiling.report import processor, size_of
+from scalablevit_pl.profiling.report import processor
 from scalablevit_pl.storage import save_json
 
 RECORD = Path(__file__).with_name("regression.json")
@@ -77,7 +77,7 @@ def ratio(ours: Result, reference: Result) -> float:
 
 def name_of(ours: Setting, reference: Setting) -> str:
     """Name a ratio."""
-    return f"{ours.network} over {reference.network}, {ours.mode}, batch {ours.batch_size}, {size_of(ours)}"
+    return f"{ours.network} over {reference.network}, {ours.mode}, batch {ours.batch_size}, {ours.size}"
 
 
 def measure_pairs(pairs: Sequence[tuple[Setting, Setting]], repeats: int) -> dict[str, float]:

@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from scalablevit_pl.profiling.networks import DTYPES, Setting, build_network, image_shape
-from scalablevit_pl.profiling.report import size_of
 
 NETWORKS = ("scalablevit_s", "swin_tiny_patch4_window7_224")
 
@@ -70,7 +69,7 @@ def main() -> None:
     size, device = (options.input_size, options.input_size), torch.device(options.device)
     sys.stdout.write(
         f"torch {torch.__version__}, {options.device}, batches of {options.batch_size} and {2 * options.batch_size}, "
-        f"{size_of(Setting('', input_size=size))}\n\n"
+        f"{'×'.join(map(str, size))}\n\n"
         "| | precision | an image | with checkpointing | besides | with checkpointing |\n|---|---|---|---|---|---|\n"
     )
     for name in options.networks:

@@ -17,8 +17,8 @@ import torch
 from scalablevit_pl.profiling.cost import count_multiply_adds
 from scalablevit_pl.profiling.measurement import Plan, full_float32
 from scalablevit_pl.profiling.networks import Case, Setting, build_network, image_shape, prepare
-from scalablevit_pl.profiling.report import describe, headline, size_of
-from scalablevit_pl.profiling.timing import time_in_turns
+from scalablevit_pl.profiling.report import describe, headline
+from scalablevit_pl.profiling.timing import time_interleaved
 
 NETWORKS = ("scalablevit_s",)
 SIZES = ("448x448", "512x512", "800x1333")
@@ -51,7 +51,7 @@ def main() -> None:
                 costs[setting] = sum(count_multiply_adds(network.eval(), image_shape(network, setting)))
                 cases[setting] = prepare(network, setting, device)
         calls = {setting: case.step for setting, case in cases.items()}
-        timings = time_in_turns(calls, device, options.repeats, 0.0, wait_each=options.batch_size == 1)
+        timings = time_interleaved(calls, device, options.repeats, 0.0, wait_each=options.batch_size == 1)
     for error in timings.failures.values():
         raise error
     sys.stdout.write(headline(describe([], device, Plan(options.repeats, 0.0))) + f"; batch {options.batch_size}\n\n")
@@ -64,7 +64,7 @@ def main() -> None:
             ratio(times, timings.samples[base], costs[setting], costs[base]),
         )
         sys.stdout.write(
-            f"| `{setting.network}` | {size_of(setting)} | {1e3 * statistics.median(times):.1f} "
+            f"| `{setting.network}` | {setting.size} | {1e3 * statistics.median(times):.1f} "
             f"| {costs[setting] / 1e9:.2f} G | {' | '.join(f'{value:.2f}' for value in ratios)} |\n"
         )
 

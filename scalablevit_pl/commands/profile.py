@@ -1,4 +1,4 @@
-"""The command `profile`: what networks cost, ours and others, measured in one run and in turns."""
+"""The command `profile`: measure what networks cost, interleaved in one run."""
 
 import json
 import os
@@ -9,20 +9,17 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.profiling.measurement import Plan, Result, measure
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
-from scalablevit_pl.profiling.published import PUBLISHED
 from scalablevit_pl.profiling.report import describe, headline, report
 from scalablevit_pl.storage import save_json
 
 Value = TypeVar("Value")
-
-PRECISIONS, MODES, BOOLEANS = ("32", "bf16", "fp16"), ("inference", "train"), {"false": False, "true": True}
 BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 128]}
 
 
@@ -41,23 +38,36 @@ def profile(words: list[str]) -> None:
     results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
     _check_measured(results)
     record = describe(results, device, plan)
-    if str(options.json) == "-":
-        sys.stdout.write(json.dumps(record, indent=2) + "\n")
-    else:
-        sys.stdout.write(report(results, record))
-    if options.json and str(options.json) != "-":
-        save_json(record, options.json)
+    write_record(record, report(results, record), options.json)
     if options.plot:
-        from scalablevit_pl.profiling.picture import draw_profile, points  # and with it matplotlib
+        from scalablevit_pl.profiling.picture import draw_profile  # imports matplotlib
 
-        draw_profile(points(results), PUBLISHED, options.plot, headline(record))
+        draw_profile(results, options.plot, headline(record))
+
+
+def write_record(record: dict[str, Any], table: str, path: Path | None) -> None:
+    """Print a table and write its record to a file; for `-`, print the record instead of the table."""
+    screen = str(path) == "-"
+    sys.stdout.write(json.dumps(record, indent=2) + "\n" if screen else table)
+    if path and not screen:
+        save_json(record, path)
+
+
+def check_json(path: Path | None) -> None:
+    """Check that the file of `--json` can be written.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if path and str(path) != "-":
+        check_output("--json", path)
 
 
 def _check_measured(results: Sequence[Result]) -> None:
-    """See that one case or more was measured.
+    """Check that at least one case was measured.
 
     Raises:
-        ValueError: If none was; it says of each network why, and what to do.
+        ValueError: If none was, with the reason and a remedy for each network.
     """
     if any(result.seconds for result in results):
         return
@@ -67,9 +77,9 @@ def _check_measured(results: Sequence[Result]) -> None:
 
 def _remedy(note: str) -> str:
     if ": give " in note:
-        return ""  # it has one
+        return ""  # the note has a remedy
     if " is damaged" in note:
-        return ": take a whole copy of it"
+        return ": use an intact copy of it"
     if note == "out of memory":
         return ": give a smaller --batch-size or --input-size"
     if note.startswith("does not compile"):
@@ -81,16 +91,16 @@ def read_options(words: list[str]) -> Namespace:
     """Parse the command's options, and fill in what depends on the device.
 
     Raises:
-        ValueError: If a value is unknown, or does not go with another one.
+        ValueError: If a value is unknown or contradicts another option.
     """
     parser = OptionParser("profile")
     parser.add_argument("networks", nargs="+", metavar="MODEL")
     parser.add_argument("--batch-size", type=_list_of(_positive))
     parser.add_argument("--input-size", type=_list_of(_size), default=[(224, 224)])
-    parser.add_argument("--precision", type=_list_of(_one_of(dict(zip(PRECISIONS, PRECISIONS, strict=True)))))
-    parser.add_argument("--mode", type=_list_of(_one_of(dict(zip(MODES, MODES, strict=True)))))
-    parser.add_argument("--compile", type=_list_of(_one_of(BOOLEANS)), default=[False])
-    parser.add_argument("--fuse", type=_list_of(_one_of(BOOLEANS)), default=[False])
+    parser.add_argument("--precision", type=_list_of(_one_of("32", "bf16", "fp16")), default=["32"])
+    parser.add_argument("--mode", type=_list_of(_one_of("inference", "train")), default=["inference"])
+    parser.add_argument("--compile", type=_list_of(_one_of("false", "true")), default=["false"])
+    parser.add_argument("--fuse", type=_list_of(_one_of("false", "true")), default=["false"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--grad-checkpointing", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -105,31 +115,33 @@ def read_options(words: list[str]) -> Namespace:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.batch_size = options.batch_size or BATCH_SIZES[options.device]
-    options.precision, options.mode = options.precision or ["32"], options.mode or ["inference"]
     _check(options)
     return options
 
 
 def _check(options: Namespace) -> None:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU that torch can use for --device cuda: give --device cpu")
-    if options.device == "cpu" and "fp16" in options.precision:
-        raise ValueError("--precision fp16 is for GPUs: on a CPU give 32 or bf16")
-    if options.grad_checkpointing and "train" not in options.mode:
-        raise ValueError("--grad-checkpointing is for training steps: give --mode train, too")
-    if True in options.fuse and options.device == "cuda":
-        raise ValueError("--fuse true is for a CPU: give --device cpu, or --compile true on a GPU")
-    if True in options.fuse and not ("inference" in options.mode and False in options.compile):
-        raise ValueError(
-            "--fuse true is for inference that is not compiled: give --mode inference and --compile false, too"
-        )
-    if not 0.0 <= options.seconds <= 3600.0:
-        raise ValueError(f"--seconds must be between 0 and 3600, got {options.seconds:g}")
-    cores = os.cpu_count() or 1
-    if options.threads and options.threads > cores:
-        raise ValueError(f"--threads must be at most {cores}, as many as this machine has, got {options.threads}")
-    if options.json and str(options.json) != "-":
-        check_output("--json", options.json)
+    cuda, fused, cores = options.device == "cuda", "true" in options.fuse, os.cpu_count() or 1
+    for wrong, message in (
+        (cuda and not torch.cuda.is_available(), "torch finds no GPU for --device cuda: give --device cpu"),
+        (not cuda and "fp16" in options.precision, "--precision fp16 needs a GPU: on a CPU give 32 or bf16"),
+        (
+            options.grad_checkpointing and "train" not in options.mode,
+            "--grad-checkpointing is for training steps: also give --mode train",
+        ),
+        (fused and cuda, "--fuse true is for a CPU: give --device cpu, or --compile true on a GPU"),
+        (
+            fused and not ("inference" in options.mode and "false" in options.compile),
+            "--fuse true is for uncompiled inference: also give --mode inference and --compile false",
+        ),
+        (not 0.0 <= options.seconds <= 3600.0, f"--seconds must be between 0 and 3600, got {options.seconds:g}"),
+        (
+            options.threads and options.threads > cores,
+            f"--threads must be at most {cores}, the cores of this machine, got {options.threads}",
+        ),
+    ):
+        if wrong:
+            raise ValueError(message)
+    check_json(options.json)
     if options.plot:
         _check_plot(options)
 
@@ -144,28 +156,25 @@ def _check_plot(options: Namespace) -> None:
     if ways > MOST_WAYS:
         raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")
     if len(options.networks) > MOST_NETWORKS:
-        raise ValueError(f"--plot can tell at most {MOST_NETWORKS} networks apart, got {len(options.networks)}")
+        raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
 
 
 def _list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:
-    def values(text: str) -> list[Value]:
-        return list(dict.fromkeys(read(word) for word in text.split(",")))
-
-    return values
+    return lambda text: list(dict.fromkeys(read(word) for word in text.split(",")))
 
 
-def _one_of(known: dict[str, Value]) -> Callable[[str], Value]:
-    def value(text: str) -> Value:
+def _one_of(*known: str) -> Callable[[str], str]:
+    def value(text: str) -> str:
         if text not in known:
-            raise ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
-        return known[text]
+            raise ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
+        return text
 
     return value
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -177,9 +186,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def settings_of(options: Namespace) -> list[Setting]:
-    """Return every case that the options ask for; those that are compared stand together.
+    """Return every case that the options ask for, with the networks of a comparison next to each other.
 
-    Gradient checkpointing is for training steps alone, fused layers for inference that is not compiled.
+    Gradient checkpointing applies to training steps only, fused layers to uncompiled inference only.
     """
     lists = options.input_size, options.batch_size, options.mode, options.precision, options.compile, options.fuse
     settings = [
@@ -187,12 +196,12 @@ def settings_of(options: Namespace) -> list[Setting]:
             network,
             mode,
             precision,
-            compiled,
+            compiled == "true",
             batch_size,
             input_size,
             options.channels_last,
             options.grad_checkpointing and mode == "train",
-            fused and mode == "inference" and not compiled,
+            fused == "true" and mode == "inference" and compiled == "false",
         )
         for input_size, batch_size, mode, precision, compiled, fused in product(*lists)
         for network in options.networks

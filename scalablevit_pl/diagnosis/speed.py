@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.diagnosis.finding import Finding, gigabytes
-from scalablevit_pl.profiling.pace import time_loader
+from scalablevit_pl.profiling.timing import measure_throughput as time_loader
 
 __all__ = ["check_loader", "check_step", "memory_remedy", "quiet", "time_loader", "time_steps"]
 

@@ -1,6 +1,7 @@
-"""What a network costs: parameters and multiply-adds."""
+"""The cost of a network: parameters, multiply-adds and memory."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalablevit_pl.models import build_classifier
@@ -15,12 +17,12 @@ from scalablevit_pl.models import build_classifier
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network costs for one image.
+    """Cost of a network for one image.
 
     Attributes:
         parameters: Number of weights.
-        multiply_adds: Of convolutions and linear layers, as the paper counts them, without biases.
-        attention_multiply_adds: Of the products of query and key and of attention and value, which come on top.
+        multiply_adds: Those of convolutions and linear layers, as the paper counts them, without biases.
+        attention_multiply_adds: Those of the two products in attention, in addition.
         input_size: Side of the image in pixels.
     """
 
@@ -33,30 +35,26 @@ class NetworkCost:
 def measure_cost(config: Mapping[str, Any], input_size: int) -> NetworkCost:
     """Count the parameters, and the multiply-adds for one image `(C, input_size, input_size)`.
 
-    Nothing is computed: the network is followed on torch's meta device.
+    Nothing is computed: the network is traced on torch's meta device.
 
     Args:
-        config: What `ImageClassifier.config` says of a network.
+        config: Description of the network, as in `ImageClassifier.config`.
         input_size: Side of the image in pixels.
     """
     with torch.device("meta"):
         network = build_classifier(config).eval()
-    multiply_adds, attention = count_multiply_adds(network, (config["backbone"]["in_channels"], input_size, input_size))
-    return NetworkCost(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        multiply_adds=multiply_adds,
-        attention_multiply_adds=attention,
-        input_size=input_size,
-    )
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    image = (config["backbone"]["in_channels"], input_size, input_size)
+    return NetworkCost(parameters, *count_multiply_adds(network, image), input_size)
 
 
 def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
     """Count the multiply-adds of any network for one image: of convolutions and linear layers, and of attention.
 
-    Biases, norms and activations are not counted. Nothing is computed, and the network stays as it is.
+    Biases, norms and activations are not counted. Nothing is computed, and the network is not changed.
 
     Args:
-        network: On any device, and in the mode that is to be counted.
+        network: The network, on any device and in the mode to count.
         image: Channels, height and width.
     """
     counts = count_by_operator(network, image)
@@ -65,10 +63,39 @@ def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tupl
 
 
 def count_by_operator(network: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
-    """Count the multiply-adds for one image as `count_multiply_adds`, by torch's operators such as `aten.addmm`."""
+    """Count the multiply-adds for one image like `count_multiply_adds`, by operator such as `aten.addmm`."""
     state = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
-    # Where nothing is computed, torch takes attention apart into the batched products that are told apart here.
+    # On the meta device torch decomposes attention into batched products, which are counted separately.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(network, state, (torch.empty(1, *image, device="meta"),))
     # torch counts a multiply-add as two operations.
     return {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes of tensors that a call holds at once, in addition to those that existed before.
+
+    On a GPU this is the count of torch's allocator. On a CPU it is the running sum of the allocations that torch's
+    profiler sees, without what libraries such as oneDNN allocate themselves.
+
+    Args:
+        call: The call. Run it once before: what a first call allocates and keeps is not part of a step.
+        device: The device that computes.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences warnings about missing GPUs
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    results = trace.profiler.kineto_results if trace.profiler is not None else None
+    changes = [event for event in (results.events() if results else []) if event.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak

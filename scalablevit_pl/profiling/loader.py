@@ -1,9 +1,8 @@
 """Loaders of the same images, ours and torchvision's with timm's transform, and the stages of ours."""
 
 import copy
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,36 +19,22 @@ from scalablevit_pl.data.samplers import Draw
 from scalablevit_pl.data.transforms import reference_transform
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import decode_image
-from scalablevit_pl.profiling.pace import time_loader
+from scalablevit_pl.profiling.timing import Spread, measure_throughput
 from scalablevit_pl.randomness import preserved, seed_generators
 
 STAGES = ("read", "decode", "crop", "augment", "collate", "transfer")
-STAGE_BATCH = 64  # images that go through all stages in a round
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and most of what several rounds measured."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarize at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
+STAGE_BATCH = 64  # images of a round
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images a second with a number of loader processes.
+    """Images per second with a number of loader processes.
 
     Attributes:
-        workers: Loader processes; 0 for none.
-        ours: Of the configuration's train loader.
-        theirs: Of `ImageFolder` with timm's transform, over the same images.
-        ratio: Ours over theirs, round by round.
+        workers: Loader processes; with 0, images are loaded in the main process.
+        ours: The train loader of the configuration.
+        theirs: `ImageFolder` with timm's transform, on the same images.
+        ratio: Ours over theirs, of the same round.
     """
 
     workers: int
@@ -59,12 +44,12 @@ class Comparison:
 
 
 class Stored(NamedTuple):
-    """An image of a data set.
+    """An image as the data set stores it.
 
     Attributes:
         content: Encoded bytes, or the path of a file.
-        label: Its class.
-        name: What to call it in an error.
+        label: Index of its class.
+        name: Its name in error messages.
     """
 
     content: bytes | str
@@ -77,11 +62,11 @@ class Stored(NamedTuple):
 
 
 class Source:
-    """Some training images of a datamodule, as they are stored and as files of a class-folder tree.
+    """Some training images of a datamodule, as they are stored and as a tree of class folders.
 
     Args:
-        datamodule: After `setup("fit")`; what it trains on is reduced to these images, except for a stream.
-        count: How many images at most; a batch at least.
+        datamodule: After `setup("fit")`; its training images are reduced to these, except for a stream.
+        count: Number of images; at least a batch is used.
         folder: An empty folder for the tree.
 
     Raises:
@@ -100,14 +85,14 @@ class Source:
         self.encoded: list[bytes] = []
         for number, stored in enumerate(self.stored(count)):
             content = stored.read()
-            decode_image(content, stored.name)  # torchvision has no sentence for what it cannot read
+            decode_image(content, stored.name)  # names the image, which torchvision does not
             self.encoded.append(content)
             place = folder / f"{stored.label:05}"
             place.mkdir(exist_ok=True)
-            (place / f"{number:07}.jpg").write_bytes(content)  # Pillow looks at the content, not at the name
+            (place / f"{number:07}.jpg").write_bytes(content)  # Pillow reads any format, whatever the suffix
 
     def stored(self, count: int) -> Iterator[Stored]:
-        """Give up to so many images as they are stored."""
+        """Yield at most `count` images as they are stored."""
         stream = self.datamodule._stream
         if stream is not None:
             for index, row in islice(stream._rows(list(range(len(stream.files)))), count):
@@ -123,7 +108,7 @@ class Source:
 
 
 class Loaders:
-    """Makes loaders of the same images, batch size and augmentation.
+    """Builds loaders with the same images, batch size and augmentation.
 
     Args:
         source: The images.
@@ -141,23 +126,23 @@ class Loaders:
         self.images = ImageFolder(str(source.folder), transform)
 
     def ours(self, workers: int) -> DataLoader[Any]:
-        """Make the train loader of the configuration.
+        """Build the train loader of the configuration.
 
         Raises:
-            ValueError: If the images do not fill a batch, or a stream's files cannot be shared out.
+            ValueError: If the images do not fill a batch, or a stream's files cannot be distributed evenly.
         """
         datamodule = self.source.datamodule
         datamodule.num_workers = workers
         stream = datamodule._stream
         if stream is not None and stream.workers != max(workers, 1):
             try:
-                datamodule.setup("fit")  # which shares the files out
-            except ValueError as error:  # a number that is given by another option here
+                datamodule.setup("fit")  # distributes the files
+            except ValueError as error:  # this command has another option for the number
                 raise ValueError(str(error).replace("--data.num_workers", "--workers")) from error
         return datamodule.train_dataloader()
 
     def theirs(self, workers: int) -> DataLoader[Any]:
-        """Make the loader that ours is compared with."""
+        """Build the reference loader."""
         return DataLoader(
             self.images,
             self.source.datamodule.batch_size,
@@ -166,7 +151,7 @@ class Loaders:
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_collate_pairs,
-            worker_init_fn=spare_worker,  # else SIGTERM to a whole job reads as a process that was killed
+            worker_init_fn=spare_worker,  # else SIGTERM to a whole job looks like a killed process
         )
 
 
@@ -176,29 +161,29 @@ def _collate_pairs(samples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:
 
 
 def compare(loaders: Loaders, workers: int, rounds: int, seconds: float) -> Comparison:
-    """Measure both loaders in turns, so that what disturbs one disturbs the other.
+    """Measure both loaders in interleaved rounds.
 
     Args:
-        loaders: Makes them.
+        loaders: Builds them.
         workers: Loader processes.
-        rounds: How often each is measured.
-        seconds: How long each is watched in a round; never beyond an epoch.
+        rounds: Number of rounds.
+        seconds: Length of a measurement, at most an epoch.
     """
     ours, theirs = list[float](), list[float]()
     for number in range(rounds):
-        # Ours is made first in any case: it says what is wrong where no loader can be made.
-        turns = [(ours, loaders.ours(workers)), (theirs, loaders.theirs(workers))]
-        # Each goes first in every other round, since what comes first may find the machine at rest.
-        for rates, loader in turns if number % 2 else reversed(turns):
+        # Ours is built first: it has the better message if no loader can be built.
+        pair = [(ours, loaders.ours(workers)), (theirs, loaders.theirs(workers))]
+        # The order alternates, since the first may find the machine idle.
+        for rates, loader in pair if number % 2 else reversed(pair):
             with _one_thread():
-                rates.append(time_loader(loader, seconds))
+                rates.append(measure_throughput(loader, seconds))
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return Comparison(workers, Spread.of(ours), Spread.of(theirs), Spread.of(ratios))
 
 
 @contextmanager
 def _one_thread() -> Any:
-    """Let torch use one thread, as in a loader process, also where there is none."""
+    """Limit torch to one thread, as in a loader process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -208,17 +193,17 @@ def _one_thread() -> Any:
 
 
 def time_stages(source: Source, rounds: int) -> dict[str, Spread]:
-    """Measure the seconds an image takes in each stage of our loader, in one thread.
+    """Measure the seconds per image of each stage of our loader, in one thread.
 
-    `read` gets what is stored, `decode` makes pixels of it, `crop` cuts and resizes, `augment` seeds and varies (all of
-    the evaluation transform is in `crop`), `collate` makes a batch of bytes, and `transfer` copies it to the GPU, if
-    there is one, and normalizes, erases and mixes it there.
+    `read` loads the stored bytes, `decode` decodes them, `crop` crops and resizes (the whole evaluation transform),
+    `augment` seeds and augments, `collate` makes a batch of bytes, and `transfer` copies it to the GPU, if there is
+    one, and normalizes, erases and mixes it there.
     """
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for number in range(rounds + 1):
         with _one_thread(), preserved():
             found = _pass_stages(source, number)
-        if number > 0:  # the first one warms up
+        if number > 0:  # the first round warms up
             for stage, seconds in zip(STAGES, found, strict=True):
                 times[stage].append(seconds)
     return {stage: Spread.of(values) for stage, values in times.items()}
@@ -240,7 +225,7 @@ def _pass_stages(source: Source, number: int) -> list[float]:
         last = now
 
     samples = []
-    # Image by image, as a loader does: the same step for many images in a row would find the processor's caches warm.
+    # Image by image, as a loader does: repeating one step for many images would find warm caches.
     for position, stored in enumerate(source.stored(STAGE_BATCH)):
         content = stored.read()
         done("read")
@@ -260,7 +245,7 @@ def _pass_stages(source: Source, number: int) -> list[float]:
     batch = collate(samples)
     done("collate")
     batch = datamodule.on_after_batch_transfer(datamodule.transfer_batch_to_device(batch, device, 0), 0)
-    if datamodule._mix is not None:  # as it does where there is a trainer
+    if datamodule._mix is not None:  # the datamodule does it if there is a trainer
         datamodule._mix(batch["image"], batch["label"])
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,9 +1,5 @@
-"""What was measured of loading, as a table for people and as plain values for programs."""
+"""Measurements of data loading as a table for people and as plain values for programs."""
 
-import importlib.metadata
-import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -11,16 +7,15 @@ from typing import Any
 
 import torch
 
-from scalablevit_pl import __version__
 from scalablevit_pl.data import ClassificationDataModule
-from scalablevit_pl.profiling.loader import Comparison, Source, Spread
-from scalablevit_pl.profiling.report import processor
+from scalablevit_pl.profiling.loader import Comparison, Source
+from scalablevit_pl.profiling.report import environment, processor
+from scalablevit_pl.profiling.timing import Spread, core_count
 
-PACKAGES = ("torch", "torchvision", "timm", "pillow", "datasets")
 LEGEND = """\
-ours: the train loader, which hands over bytes; ImageFolder: torchvision's, with
-timm's transform, which normalizes and erases; ratio: round by round. What ours
-leaves to the device is `transfer`. Medians, least-most of the rounds.
+ours: the train loader, which returns bytes; ImageFolder: torchvision's, with
+timm's transform, which also normalizes and erases (ours does that on the
+device, in `transfer`); ratio: of the same round. Medians (minimum-maximum).
 """
 
 
@@ -31,19 +26,12 @@ def describe(
     stages: Mapping[str, Spread],
     options: SimpleNamespace,
 ) -> dict[str, Any]:
-    """Return a record in plain values: what was measured, of what and on what, in images a second and seconds."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "schema": 1,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {
-            "scalablevit_pl": __version__,
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+    """Return a record of plain values: environment, settings, images per second and seconds per image."""
+    rates = ("ours", "theirs", "ratio")
+    return environment("torchvision", "timm", "pillow", "datasets") | {
         "machine": {
             "processor": processor(),
-            "cores": cores,
+            "cores": core_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "settings": {
@@ -57,26 +45,33 @@ def describe(
             "seconds": options.seconds,
             "rounds": options.rounds,
         },
-        "images_per_second": [asdict(comparison) for comparison in comparisons],
-        "seconds_per_image": {stage: asdict(spread) for stage, spread in stages.items()},
+        "images_per_second": [
+            {"workers": row.workers} | {name: _extremes(getattr(row, name)) for name in rates} for row in comparisons
+        ],
+        "seconds_per_image": {stage: _extremes(spread) for stage, spread in stages.items()},
     }
 
 
+def _extremes(spread: Spread) -> dict[str, float]:
+    """Return the median and the extremes: of a few rounds, quartiles mean little."""
+    return {"median": spread.median, "least": spread.minimum, "most": spread.maximum}
+
+
 def report(record: Mapping[str, Any]) -> str:
-    """Lay a record out in tables of at most 80 columns."""
+    """Format a record as tables of at most 80 columns."""
     machine, versions, settings = record["machine"], record["versions"], record["settings"]
     lines = [
         f"{machine['cores']} core(s) of {machine['processor'][:40]}, {machine['device'][:20]}; {record['date'][:10]}",
         ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm", "pillow")),
         f"{settings['images']:,} images of {settings['mean_bytes'] / 1e3:.1f} kB, batches of {settings['batch_size']}, "
-        f"{settings['rounds']} rounds in turns",
+        f"{settings['rounds']} interleaved rounds",
         "",
         f"{'images/s, processes':<20}{'ours':>20}{'ImageFolder + timm':>20}{'ratio':>20}",
     ]
     for row in record["images_per_second"]:
         cells = [_cell(row[way], 1.0, digits) for way, digits in (("ours", 0), ("theirs", 0), ("ratio", 2))]
         lines.append(f"{row['workers']:<20}" + "".join(f"{cell:>20}" for cell in cells))
-    lines += ["", f"{'an image takes':<20}{'ms':>20}"]
+    lines += ["", f"{'stage':<20}{'ms per image':>20}"]
     stages = record["seconds_per_image"]
     lines += [f"{stage:<20}{_cell(spread, 1e3, 2):>20}" for stage, spread in stages.items()]
     before = sum(spread["median"] for stage, spread in stages.items() if stage != "transfer")

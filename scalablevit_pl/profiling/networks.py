@@ -1,4 +1,4 @@
-"""Networks by name, ours and timm's, and what is timed of them: inference and training steps."""
+"""Networks by name, of this package or of timm, and the steps to time: inference and training."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +21,8 @@ from scalablevit_pl.weights.source import locate_model
 Mode = Literal["inference", "train"]
 Precision = Literal["32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A network's forward and backward pass cost about as much as three forward passes: one, and two products where a
-# layer has one, for the gradients of its input and of its weight.
+# A forward and backward pass cost about three forward passes: for each product of a forward pass, the backward pass
+# has two, for the gradients of input and weight.
 PASSES = {"inference": 1, "train": 3}
 COMPILER = "inductor"
 Build = Callable[["Setting"], nn.Module]
@@ -30,18 +30,18 @@ Build = Callable[["Setting"], nn.Module]
 
 @dataclass(frozen=True)
 class Setting:
-    """One case: a network, and in which way it is run.
+    """One case: a network and how it is run.
 
     Attributes:
-        network: Name, ours or timm's, or the folder or repository of a model of ours.
+        network: Name of a network of this package or of timm, or the folder or repository of a released model.
         mode: `inference`, or `train` for training steps.
         precision: `32`, `bf16` or `fp16`.
-        compiled: Run through `torch.compile`.
-        batch_size: Images of a call.
+        compiled: Use `torch.compile`.
+        batch_size: Images per call.
         input_size: Height and width in pixels.
-        channels_last: Lay images and convolutions' weights out channels-last.
+        channels_last: Store images and convolution weights channels-last.
         grad_checkpointing: Recompute activations in the backward pass.
-        fused: Let oneDNN compute linear layers, with the GELUs behind them, in inference on a CPU.
+        fused: Fuse linear layers with the following GELU by oneDNN (inference on a CPU).
     """
 
     network: str
@@ -54,14 +54,31 @@ class Setting:
     grad_checkpointing: bool = False
     fused: bool = False
 
+    @property
+    def size(self) -> str:
+        """Height and width as text."""
+        return "×".join(map(str, self.input_size))
+
+    @property
+    def way(self) -> str:
+        """How the network is run, without batch and input size."""
+        words = [self.mode, "float32" if self.precision == "32" else self.precision]
+        words += ["compiled"] * self.compiled + ["fused"] * self.fused + ["channels-last"] * self.channels_last
+        return " ".join(words + ["checkpointing"] * self.grad_checkpointing)
+
+    @property
+    def title(self) -> str:
+        """Everything but the network."""
+        return f"{self.way}, batch {self.batch_size}, {self.size}"
+
 
 @dataclass
 class Case:
     """A network that is ready to be timed.
 
     Attributes:
-        step: One inference or training step on images that are there already.
-        tensors: What is held between steps: weights, the optimizer's state, images and labels.
+        step: One inference or training step on images that are already on the device.
+        tensors: What is kept between steps: weights, optimizer state, images and labels.
     """
 
     step: Callable[[], object]
@@ -69,17 +86,17 @@ class Case:
 
     @property
     def held(self) -> int:
-        """Bytes that are held between steps."""
+        """Bytes that are kept between steps."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
 def check_networks(names: Iterable[str]) -> dict[str, Path]:
-    """See that there are such networks, and return by name the folders of those that have one.
+    """Check that networks exist, and return by name the folders of released models.
 
-    A model on the Hugging Face Hub is brought into its cache, so that the Hub is asked once.
+    A model on the Hugging Face Hub is downloaded into its cache, so that the Hub is asked once.
 
     Raises:
-        ValueError: If a name is neither ours nor timm's, of which it names the nearest, or there is no such model.
+        ValueError: If a name is unknown, with the nearest ones, or there is no such model.
     """
     folders: dict[str, Path] = {}
     for name in names:
@@ -89,68 +106,63 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
                 raise ValueError(f"{name!r} holds no model: give a folder with {WEIGHTS} and {CONFIG}")
         elif name not in list_models() and not timm.is_model(name):
             if name and Path(name).is_dir():
-                raise ValueError(f"{name!r} is no network's name, but a folder is called so: give it as ./{name}")
+                raise ValueError(f"{name!r} is not the name of a network: to use the folder, write ./{name}")
             near = difflib.get_close_matches(name.lower(), [*list_models(), *timm.list_models()], n=3, cutoff=0.0)
             raise ValueError(
-                f"unknown network {name!r}, which is neither ours nor timm's: did you mean {_either(near)}?"
+                f"unknown network {name!r}, neither of this package nor of timm: did you mean {', '.join(near)}?"
             )
     return folders
 
 
-def _either(names: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
 def build_network(setting: Setting, folders: Mapping[str, Path] | None = None) -> nn.Module:
-    """Build a network on the CPU; one that is named by a folder or repository has its weights, others are random.
+    """Build a network on the CPU; a folder or repository also gives its weights, others are random.
 
     Args:
         setting: Names the network.
-        folders: Where models lie, by name; what is not among them is looked for.
+        folders: Folders of released models by name; others are located by their name.
 
     Raises:
         ValueError: If there is no such network.
     """
-    if setting.network in list_models():
-        return create_model(setting.network, grad_checkpointing=setting.grad_checkpointing)
-    network: Any
-    if "/" in setting.network:
-        network = ImageClassifier.from_pretrained((folders or {}).get(setting.network, setting.network))
-    else:
-        network = _build_timm(setting.network, setting.input_size)
+    name, network = setting.network, None
+    if name in list_models():
+        return create_model(name, grad_checkpointing=setting.grad_checkpointing)
+    network = (
+        ImageClassifier.from_pretrained((folders or {}).get(name, name))
+        if "/" in name
+        else _build_timm(name, setting.input_size)
+    )
     if setting.grad_checkpointing:
         network.set_grad_checkpointing(True)
-    built: nn.Module = network
-    return built
+    return network
 
 
-def _build_timm(name: str, input_size: tuple[int, int]) -> nn.Module:
+def _build_timm(name: str, input_size: tuple[int, int]) -> Any:
     network: Any = timm.create_model(name, pretrained=False)
     described = network.pretrained_cfg
     if described.get("fixed_input_size") and tuple(described["input_size"][1:]) != input_size:
-        # Some do not take that argument and yet any size; those that do not will say so when they are run.
+        # Some refuse the argument but take any size; the others raise when they are run.
         with suppress(TypeError, AssertionError):
-            network = timm.create_model(name, pretrained=False, img_size=input_size)
-    built: nn.Module = network
-    return built
+            return timm.create_model(name, pretrained=False, img_size=input_size)
+    return network
 
 
 def image_shape(network: nn.Module, setting: Setting) -> tuple[int, int, int]:
-    """Return channels, height and width of the images that a network is run on."""
+    """Return channels, height and width of a network's images."""
     return (int(getattr(network, "in_chans", 3)), *setting.input_size)
 
 
 def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
-    """Make a network ready to be timed on random images; nothing is run yet.
+    """Move a network to a device and return its step on random images; nothing is run yet.
 
-    Inference has weights and images in the precision's type. A training step has weights in float32 and computes in
-    that type under autocast, with a loss scaler for fp16: forward pass, cross entropy with random labels, backward
-    pass, AdamW's step (fused), and gradients let go. Images and labels lie on the device beforehand.
+    Inference has weights and images in the type of the precision. A training step has float32 weights and autocast to
+    that type, with a loss scaler for fp16: forward pass, cross entropy with random labels, backward pass, fused AdamW,
+    and setting the gradients to None. Images and labels are already on the device.
 
     Args:
-        network: Is moved and changed.
-        setting: In which way it is run.
-        device: What computes.
+        network: The network, which is changed.
+        setting: How it is run.
+        device: The device that computes.
 
     Raises:
         ValueError: If a network without classes is to be trained.
@@ -167,27 +179,19 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
         fuse(network)
     if setting.compiled:
         network.compile(backend=COMPILER, dynamic=False)
-    state = list(chain(network.parameters(), network.buffers()))
+    state = [*network.parameters(), *network.buffers()]
     if setting.mode == "inference":
-        return Case(_inference_step(network, image), lambda: [*state, image])
+        return Case(torch.inference_mode()(lambda: network(image)), lambda: [*state, image])
     label = torch.randint(classes, (setting.batch_size,), device=device)
-    # With a rate of 0 the arithmetic is the same and the weights stay as they are. A network that has learned the one
-    # batch by heart has gradients so small (denormal) that processors take several times as long.
+    # A rate of 0 keeps the weights, with the same arithmetic. A network that has memorized the one batch has denormal
+    # gradients, which slow processors down several times.
     optimizer = AdamW(network.parameters(), lr=0.0, fused=True)
 
     def tensors() -> list[Tensor]:
-        moments = [value for values in optimizer.state.values() for value in values.values()]
+        moments = chain.from_iterable(values.values() for values in optimizer.state.values())
         return [*state, image, label, *(moment for moment in moments if isinstance(moment, Tensor))]
 
     return Case(_training_step(network, image, label, optimizer, DTYPES[setting.precision]), tensors)
-
-
-def _inference_step(network: nn.Module, image: Tensor) -> Callable[[], object]:
-    def step() -> object:
-        with torch.inference_mode():
-            return network(image)
-
-    return step
 
 
 def _training_step(

@@ -1,11 +1,10 @@
-"""The picture of a profile."""
+"""The figure of a profile: throughput, and published accuracies by throughput."""
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,66 +13,65 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from scalablevit_pl.models import list_models
 from scalablevit_pl.plotting import RUN_COLOURS, save_figure
 from scalablevit_pl.profiling.measurement import Result
-from scalablevit_pl.profiling.published import Published
-from scalablevit_pl.profiling.report import way_of
 from scalablevit_pl.text import shorten
 
 MOST_NETWORKS = len(RUN_COLOURS)
 MOST_WAYS = 8  # panels of throughput; the accuracies are a ninth
-# A network's mark is the same everywhere. Ours are filled on full lines, others hollow on dashed ones.
+# A network has the same mark everywhere: filled with solid lines for this package, hollow with dashed lines for others.
 MARKS = "osD^vP*X"
+Styles = Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A throughput.
+class Published(NamedTuple):
+    """A published result of a network trained on ImageNet-1k alone.
 
     Attributes:
-        network: Name.
-        way: In which way it was run, but for the batch.
-        batch_size: Images of a call.
-        images_per_second: Median.
-        comparable: Inference on images of the size for which papers report accuracies.
+        top1: ImageNet-1k accuracy in percent, at 224×224.
+        source: The paper's number on arXiv.
     """
 
-    network: str
-    way: str
-    batch_size: int
-    images_per_second: float
-    comparable: bool
+    top1: float
+    source: str
 
 
-def points(results: Sequence[Result]) -> list[Point]:
-    """Return what the picture shows of the results that were measured."""
-    return [
-        Point(
-            result.setting.network,
-            way_of(result).replace(f", batch {result.setting.batch_size}", ""),
-            result.setting.batch_size,
-            rate,
-            result.setting.mode == "inference" and result.setting.input_size == (224, 224),
-        )
-        for result in results
-        if (rate := result.images_per_second) is not None
-    ]
+SCALABLEVIT, SWIN, TWINS = "2203.10790", "2103.14030", "2104.13840"
+CONVNEXT, DEIT = "2201.03545", "2012.12877"
+# None of these was measured here. A timm name with a tag behind a dot may mean other weights, so it has no entry.
+PUBLISHED = {
+    "scalablevit_s": Published(83.1, SCALABLEVIT),
+    "scalablevit_b": Published(84.1, SCALABLEVIT),
+    "scalablevit_l": Published(84.4, SCALABLEVIT),
+    "swin_tiny_patch4_window7_224": Published(81.3, SWIN),
+    "swin_small_patch4_window7_224": Published(83.0, SWIN),
+    "swin_base_patch4_window7_224": Published(83.5, SWIN),
+    "twins_svt_small": Published(81.7, TWINS),
+    "twins_svt_base": Published(83.2, TWINS),
+    "twins_svt_large": Published(83.7, TWINS),
+    "convnext_tiny": Published(82.1, CONVNEXT),
+    "convnext_small": Published(83.1, CONVNEXT),
+    "convnext_base": Published(83.8, CONVNEXT),
+    "deit_tiny_patch16_224": Published(72.2, DEIT),
+    "deit_small_patch16_224": Published(79.8, DEIT),
+    "deit_base_patch16_224": Published(81.8, DEIT),
+}
 
 
-def draw_profile(points: Sequence[Point], published: Mapping[str, Published], path: Path, title: str) -> None:
-    """Draw throughput against batch for each way to run, and published accuracy against throughput.
+def draw_profile(results: Sequence[Result], path: Path, title: str) -> None:
+    """Draw throughput by batch for each way to run, and published accuracy by throughput.
 
-    The accuracies stand over the throughput of the first way in which inference was measured at 224×224, at the largest
-    batch at which all networks that have one were measured.
+    The panel of accuracies uses the first way in which inference was measured at 224×224, and the largest batch at
+    which all networks with a published accuracy were measured.
 
     Args:
-        points: At least one, and of at most `MOST_WAYS` ways.
-        published: Accuracies by name of network.
+        results: The results; at least one was measured, in at most `MOST_WAYS` ways.
         path: The PNG to write.
-        title: Stands above.
+        title: The title.
     """
-    networks = list(dict.fromkeys(point.network for point in points))
-    ways = list(dict.fromkeys(point.way for point in points))
+    measured = [result for result in results if result.seconds]
+    networks = list(dict.fromkeys(result.setting.network for result in measured))
+    ways = list(dict.fromkeys(map(way_of, measured)))
     styles = {name: _style(name, index) for index, name in enumerate(networks)}
-    chosen = comparable_points(points, published)
+    chosen = comparable_results(measured)
     panels = len(ways) + bool(chosen)
     columns = 2 if panels == 4 else min(3, panels)
     rows = math.ceil(panels / columns)
@@ -81,20 +79,25 @@ def draw_profile(points: Sequence[Point], published: Mapping[str, Published], pa
     figure.suptitle(title, fontsize=9)
     axes: list[Axes] = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
     for axis, way in zip(axes[: len(ways)], ways, strict=True):
-        _draw_throughput(axis, [point for point in points if point.way == way], styles)
+        _draw_throughput(axis, [result for result in measured if way_of(result) == way], styles)
         axis.set_title(way, fontsize=10)
     if chosen:
-        _draw_accuracy(axes[-1], chosen, published, styles)
+        _draw_accuracy(axes[-1], chosen, styles)
     handles = [axes[0].plot([], [], label=shorten(name, 40), **style)[0] for name, style in styles.items()]
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=min(3, columns),
         fontsize=9,
-        title="filled marks, full lines: this package; hollow marks, dashed lines: others",
+        title="filled marks, solid lines: this package; hollow marks, dashed lines: others",
         title_fontsize=8,
     )
     save_figure(figure, path)
+
+
+def way_of(result: Result) -> str:
+    """Return the title of a result's panel."""
+    return f"{result.setting.way}, {result.setting.size}"
 
 
 def _style(name: str, index: int) -> dict[str, Any]:
@@ -111,10 +114,13 @@ def _style(name: str, index: int) -> dict[str, Any]:
     }
 
 
-def _draw_throughput(axis: Axes, points: Sequence[Point], styles: Mapping[str, dict[str, Any]]) -> None:
-    batches = sorted({point.batch_size for point in points})
+def _draw_throughput(axis: Axes, results: Sequence[Result], styles: Styles) -> None:
+    points = [
+        (result.setting.network, result.setting.batch_size, result.images_per_second or 0.0) for result in results
+    ]
+    batches = sorted({batch for _, batch, _ in points})
     for name, style in styles.items():
-        line = sorted((point.batch_size, point.images_per_second) for point in points if point.network == name)
+        line = sorted((batch, rate) for network, batch, rate in points if network == name)
         axis.plot([batch for batch, _ in line], [rate for _, rate in line], **style)
     axis.set(xlabel="batch", ylabel="images/s", xscale="log", yscale="log")
     axis.set_xticks(batches, [str(batch) for batch in batches], minor=False)
@@ -127,9 +133,9 @@ def _draw_throughput(axis: Axes, points: Sequence[Point], styles: Mapping[str, d
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers on a logarithmic axis: of several densities the first that gives three of them.
+    """Return round numbers on a logarithmic axis, at the lowest density that gives three of them.
 
-    On an axis that spans too little for that they stand at equal distances.
+    On an axis too short for that, they are equally spaced.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
@@ -140,29 +146,32 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
 
 
-def comparable_points(points: Sequence[Point], published: Mapping[str, Published]) -> list[Point]:
-    """Choose the points over which accuracies are drawn: of one way and one batch, each with a published accuracy."""
-    known = [point for point in points if point.comparable and point.network in published]
-    known = [point for point in known if point.way == known[0].way]
-    networks = {point.network for point in known}
-    batches = sorted({point.batch_size for point in known}, reverse=True)
-    measured = {batch: [point for point in known if point.batch_size == batch] for batch in batches}
-    complete = [batch for batch in batches if {point.network for point in measured[batch]} == networks]
-    return measured[complete[0]] if complete else measured[batches[0]] if batches else []
+def comparable_results(results: Sequence[Result]) -> list[Result]:
+    """Select the results with a published accuracy: of one way to run, and of one batch."""
+    known = [
+        result
+        for result in results
+        if result.setting.mode == "inference"
+        and result.setting.input_size == (224, 224)
+        and result.setting.network in PUBLISHED
+    ]
+    known = [result for result in known if way_of(result) == way_of(known[0])]
+    networks = {result.setting.network for result in known}
+    by_batch: dict[int, list[Result]] = {}
+    for result in sorted(known, key=lambda result: -result.setting.batch_size):
+        by_batch.setdefault(result.setting.batch_size, []).append(result)
+    complete = [group for group in by_batch.values() if {result.setting.network for result in group} == networks]
+    return next(iter([*complete, *by_batch.values()]), [])
 
 
-def _draw_accuracy(
-    axis: Axes,
-    points: Sequence[Point],
-    published: Mapping[str, Published],
-    styles: Mapping[str, dict[str, Any]],
-) -> None:
-    for point in points:
-        style = styles[point.network] | {"linestyle": "none", "markersize": 10.0}
-        axis.plot([point.images_per_second], [published[point.network].top1], **style)
-    sources = sorted({published[point.network].source for point in points})
-    axis.set_title(f"{points[0].way}, batch {points[0].batch_size}", fontsize=10)
-    axis.set_xlabel("images/s\n" + textwrap.fill(f"accuracies of arXiv {', '.join(sources)}", 48))
+def _draw_accuracy(axis: Axes, results: Sequence[Result], styles: Styles) -> None:
+    for result in results:
+        name = result.setting.network
+        style = {**styles[name], "linestyle": "none", "markersize": 10.0}
+        axis.plot([result.images_per_second or 0.0], [PUBLISHED[name].top1], **style)
+    sources = sorted({PUBLISHED[result.setting.network].source for result in results})
+    axis.set_title(f"{way_of(results[0])}, batch {results[0].setting.batch_size}", fontsize=10)
+    axis.set_xlabel("images/s\n" + textwrap.fill(f"accuracies from arXiv {', '.join(sources)}", 48))
     axis.set_ylabel("ImageNet top-1 in %\n(published, not measured here)")
     axis.margins(0.15)
     axis.xaxis.set_major_locator(MaxNLocator(6))

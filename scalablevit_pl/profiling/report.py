@@ -1,5 +1,6 @@
-"""What was measured of networks, as tables for people and as plain values for programs."""
+"""Measurements of networks as tables for people and as plain values for programs."""
 
+import importlib.metadata
 import platform
 import textwrap
 import time
@@ -9,59 +10,52 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from scalablevit_pl import __version__
-from scalablevit_pl.profiling.measurement import CONVENTIONS, Plan, Result
-from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.text import shorten
 
 COLUMNS, LONGEST_NAME = 80, 28
-FEWEST_SAMPLES = 3  # that have quartiles worth the name
+FEWEST_SAMPLES = 3  # for meaningful quartiles
+CONVENTIONS = {
+    "multiply_adds": "for one image, of convolutions and linear layers, without biases, norms and activations; a "
+    "multiply-add is two operations",
+    "attention_multiply_adds": "of batched matrix products, all of which count as attention (query with key, attention "
+    "with value), in addition to multiply_adds",
+    "precision": "32 is float32 without TF32, in convolutions and in matrix products",
+    "seconds": "of one call with a whole batch of random images that are already on the device; one sample per round; "
+    "the rounds interleave all cases of a batch and input size and the matrix products, in a new order each time, each "
+    "after an untimed call; a GPU is synchronized before each reading of the clock, and at batch 1 after each call",
+    "inference": "weights and images in the type of the precision, under torch.inference_mode",
+    "train": "float32 weights, autocast to the type of the precision (fp16: with a loss scaler), forward pass, cross "
+    "entropy, backward pass, fused AdamW with a learning rate of 0, which keeps the weights, gradients set to None",
+    "fraction_of_matrix_rate": "images/s × 2 × (multiply_adds + attention_multiply_adds) × (3 for a training step, 1 "
+    "for inference) ÷ the best rate of a square matrix product of that type, measured in the same rounds; the "
+    "recomputation of gradient checkpointing is not counted; above 1 if layers are computed by a faster library",
+    "peak_memory": "bytes of weights, optimizer state and images plus the most that a step allocates, by torch's "
+    "allocator; on a CPU without what libraries allocate",
+    "compile_seconds": "of the first step, which compiles; not part of the times; less if torch's disk cache is warm",
+}
 HEADER = ("network", "ms", "±", "images/s", "memory", "of matmul", "ratio")
 LEGEND = """\
-ms: median time of a call; ±: half the distance of its quartiles; memory: peak;
-of matmul: part of the matrix products' pace that is reached, with the multiply-
-adds above and those of attention, three times for a training step, over 100 %
-where layers are computed by a faster library than torch's products; ratio:
-images/s over those of the first network, - where that could not be measured.
+ms: median time of a call; ±: half its interquartile range; memory: peak;
+of matmul: rate of the operations (the multiply-adds above and those of
+attention, three times as many for a training step) over that of matrix
+products, above 100 % if layers use a faster library; ratio: images/s over those
+of the first network, - if that could not be measured.
 """
 
 
-def describe(results: Sequence[Result], device: torch.device, plan: Plan) -> dict[str, Any]:
-    """Return a record in plain values: what was measured, on what, with which conventions and results."""
-    return {
-        "schema": 1,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {
-            "scalablevit_pl": __version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "python": platform.python_version(),
-        },
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-            "threads": torch.get_num_threads(),
-        },
-        "plan": asdict(plan),
-        "conventions": CONVENTIONS,
-        "cases": [describe_case(result) for result in results],
-    }
-
-
-def describe_case(result: Result) -> dict[str, Any]:
-    """Return a result in plain values."""
-    values = asdict(replace(result, error=None))  # of which the note tells
-    del values["error"]
-    values["images_per_second"] = result.images_per_second
-    values["fraction_of_matrix_rate"] = result.fraction_of_matrix_rate
-    return {**values.pop("setting"), **values}
+def environment(*packages: str) -> dict[str, Any]:
+    """Return the start of a record: schema, date and versions."""
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    versions |= {"scalablevit_pl": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {"schema": 1, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions}
 
 
 def processor() -> str:
-    """Return the name of the processor, as far as the system tells, and the instructions that torch uses of it."""
+    """Return the name of the processor, if the system knows it, and the instructions that torch uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,51 +65,56 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def describe(results: Sequence[Result], device: torch.device, plan: Plan) -> dict[str, Any]:
+    """Return a record of plain values: environment, plan, conventions and results."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    return environment("timm") | {
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "plan": asdict(plan),
+        "conventions": CONVENTIONS,
+        "cases": [_case(result) for result in results],
+    }
+
+
+def _case(result: Result) -> dict[str, Any]:
+    values = asdict(replace(result, error=None))  # the note has its text
+    del values["error"]
+    values["images_per_second"] = result.images_per_second
+    values["fraction_of_matrix_rate"] = result.fraction_of_matrix_rate
+    return {**values.pop("setting"), **values}
+
+
 def headline(record: dict[str, Any]) -> str:
-    """Say on what, when and with which versions something was measured."""
+    """Return device, date and versions of a record in three lines."""
     device, versions = record["device"], record["versions"]
     threads = f", {device['threads']} thread(s)" if device["type"] == "cpu" else ""
     return (
         f"{device['name']}{threads}; {record['date'][:10]}\n"
         f"torch {versions['torch']}, timm {versions['timm']}, scalablevit_pl {versions['scalablevit_pl']}\n"
-        f"medians of {record['plan']['repeats']} rounds, measured in turns"
+        f"medians of {record['plan']['repeats']} interleaved rounds"
     )
 
 
 def report(results: Sequence[Result], record: dict[str, Any]) -> str:
-    """Lay out the results in tables of at most 80 columns: first what is counted, then a table for each way to run."""
+    """Format results as tables of at most 80 columns: the costs, then one table for each way to run."""
     parts = [f"{headline(record)}\n", _costs(results)]
-    for way, group in groupby(results, way_of):
+    for title, group in groupby(results, lambda result: result.setting.title):
         rows = list(group)
-        parts.append(f"{way}{_pace(rows)}\n{table(rows)}")
+        parts.append(f"{title}{_matrix_rate(rows)}\n{table(rows)}")
     return "\n".join([*parts, LEGEND])
 
 
-def way_of(result: Result) -> str:
-    """Name all of a setting but the network."""
-    setting = result.setting
-    words = [setting.mode, "float32" if setting.precision == "32" else setting.precision]
-    words += ["compiled"] * setting.compiled + ["fused"] * setting.fused + ["channels-last"] * setting.channels_last
-    words += ["checkpointing"] * setting.grad_checkpointing
-    return f"{' '.join(words)}, batch {setting.batch_size}, {size_of(setting)}"
-
-
-def size_of(setting: Setting) -> str:
-    """Write height and width."""
-    return "×".join(map(str, setting.input_size))
-
-
-def _pace(results: Sequence[Result]) -> str:
+def _matrix_rate(results: Sequence[Result]) -> str:
     matrix = next((result.matrix for result in results if result.matrix), None)
     return f"; matrix products {_number(matrix.operations_per_second / 1e9)} Gflop/s" if matrix else ""
 
 
 def _costs(results: Sequence[Result]) -> str:
     rows = {
-        (result.setting.network, size_of(result.setting)): (
+        (result.setting.network, result.setting.size): (
             f"{result.parameters:,}",
-            _large(result.multiply_adds),
-            _large(result.attention_multiply_adds),
+            _count(result.multiply_adds),
+            _count(result.attention_multiply_adds),
         )
         for result in results
         if result.multiply_adds is not None or result.seconds is not None
@@ -123,16 +122,16 @@ def _costs(results: Sequence[Result]) -> str:
     header = ("network", "input", "parameters", "mult.-adds", "attention")
     lines = [header, *((name, size, *costs) for (name, size), costs in rows.items())]
     return (
-        _columns(lines)
-        + "mult.-adds: of convolutions and linear layers for an image, without biases;\n"
-        + "attention: those of batched products, such as its two, which come on top\n"
+        columns(lines)
+        + "mult.-adds: of convolutions and linear layers for one image, without biases;\n"
+        + "attention: of batched products, such as the two of attention, in addition\n"
     )
 
 
 def table(results: Sequence[Result]) -> str:
-    """Lay out results of one way to run, the network that others are compared with first; failures say why."""
+    """Format results of one way to run; ratios are to the first network, and failures have their reason."""
     lines = [HEADER, *(_line(result, results[0].images_per_second) for result in results if result.seconds)]
-    text = _columns(lines) if len(lines) > 1 else ""
+    text = columns(lines) if len(lines) > 1 else ""
     for result in results:
         if result.note:
             text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", COLUMNS) + "\n"
@@ -156,7 +155,7 @@ def _line(result: Result, first: float | None) -> tuple[str, ...]:
 
 
 def _percent(fraction: float) -> str:
-    """Write two digits, however small a fraction is."""
+    """Format with two digits, however small the fraction is."""
     return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:.0f}%"
 
 
@@ -165,20 +164,20 @@ def _memory(size: int) -> str:
 
 
 def _number(value: float) -> str:
-    """Write three digits or more."""
+    """Format with at least three digits."""
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2
     return f"{value:.{digits}f}"
 
 
-def _large(count: int | None) -> str:
-    """Write a count in thousand millions, or where it is small in millions."""
+def _count(count: int | None) -> str:
+    """Format a count in billions, or in millions if it is small."""
     if count is None:
         return "-"
     return f"{count / 1e9:.3f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
-def _columns(lines: Sequence[tuple[str, ...]]) -> str:
-    """Put words in columns, the first to the left, as far as there is room for it, and the others to the right."""
+def columns(lines: Sequence[tuple[str, ...]]) -> str:
+    """Align cells in 80 columns: the first column to the left, shortened if necessary, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     widths[0] = min(widths[0], COLUMNS - sum(2 + width for width in widths[1:]))
     return "".join(

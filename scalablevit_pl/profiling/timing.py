@@ -1,31 +1,25 @@
-"""Times of several things that are measured in turns, so that what disturbs the machine disturbs all of them."""
+"""Timing of several calls in interleaved rounds, so that whatever disturbs the machine affects all of them."""
 
 import gc
 import math
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What is typical of some measurements, and how far they lie apart; all in the unit of the measurements.
-
-    Attributes:
-        median: Half of them are less.
-        lower: A quarter of them is less (the lower quartile).
-        upper: A quarter of them is more (the upper quartile).
-        minimum: The least.
-        maximum: The most.
-    """
+    """Median, quartiles and extremes of some measurements, in their unit."""
 
     median: float
     lower: float
@@ -35,44 +29,49 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """Sum up one measurement or more."""
-        # Of a single one, its own quartiles.
-        lower, median, upper = statistics.quantiles([*samples] * (1 + (len(samples) == 1)), n=4, method="inclusive")
+        """Summarize at least one measurement; a single one is its own quartiles."""
+        values = [*samples] * (2 if len(samples) == 1 else 1)
+        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, lower, upper, min(samples), max(samples))
 
     @property
     def relative(self) -> float:
-        """Half the distance of the quartiles as a fraction of the median."""
+        """Half the interquartile range as a fraction of the median."""
         return (self.upper - self.lower) / 2 / self.median
 
 
 @dataclass(frozen=True)
 class Timings(Generic[Key]):
-    """What rounds have given.
+    """Result of interleaved rounds.
 
     Attributes:
-        samples: By key the seconds of a call, one number a round.
-        failures: By key the error that ended its measurement.
+        samples: Seconds per call, one sample for each round, by key.
+        failures: The error that ended a key's measurement.
     """
 
     samples: dict[Key, list[float]]
     failures: dict[Key, Exception]
 
 
+def core_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has when a call returns."""
+    """Wait until a GPU has finished its queue; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds_a_call(call: Callable[[], object], calls: int, device: torch.device, wait_each: bool = False) -> float:
-    """Time some calls and return the seconds of one.
+def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device, wait_each: bool = False) -> float:
+    """Time some calls and return the mean seconds of one.
 
     Args:
-        call: What is timed.
-        calls: How many of them stand between two looks at the clock.
-        device: Is waited for before each look at the clock.
-        wait_each: Wait for it after each call, too, as somebody does who needs the answer.
+        call: The call to time.
+        calls: Number of calls between two readings of the clock.
+        device: The device to synchronize before each reading.
+        wait_each: Also synchronize after each call, which measures the latency.
     """
     synchronize(device)
     start = time.perf_counter()
@@ -84,41 +83,40 @@ def seconds_a_call(call: Callable[[], object], calls: int, device: torch.device,
     return (time.perf_counter() - start) / calls
 
 
-def time_in_turns(
+def time_interleaved(
     calls: Mapping[Key, Callable[[], object]],
     device: torch.device,
     repeats: int,
     seconds: float,
     wait_each: bool = False,
 ) -> Timings[Key]:
-    """Measure some calls in rounds; each round has one measurement of each, in an order of its own.
+    """Measure some calls in rounds; each round measures every call once, in a new order.
 
-    Before each look at the clock a call is made that is not timed, since the others have left caches cold. A first
-    round is not counted: it says how many calls fill the least time. What raises an error is left out from there on,
-    and the others go on.
+    Each sample follows an untimed call, because the other calls have left the caches cold. A first, discarded round
+    finds out how many calls fill the least time. A call that raises is dropped from then on.
 
     Args:
-        calls: What is measured.
-        device: What computes.
-        repeats: Rounds that are counted.
-        seconds: Least time of a measurement, which is filled with as many calls as it takes.
-        wait_each: Wait for the device after each call, as for a latency.
+        calls: The calls to measure.
+        device: The device that computes.
+        repeats: Rounds that count.
+        seconds: Least time of a sample, filled with as many calls as it takes.
+        wait_each: Synchronize after each call, as for a latency.
     """
     timings: Timings[Key] = Timings({key: [] for key in calls}, {})
     counts = dict.fromkeys(calls, 1)
     order = random.Random(0)  # the same in every run
-    with without_collection():
-        for turn in range(repeats + 1):
+    with gc_disabled():
+        for number in range(repeats + 1):
             keys = [key for key in calls if key not in timings.failures]
             order.shuffle(keys)
             for key in keys:
                 try:
                     calls[key]()
-                    sample = seconds_a_call(calls[key], counts[key], device, wait_each)
+                    sample = seconds_per_call(calls[key], counts[key], device, wait_each)
                 except Exception as error:
                     timings.failures[key] = without_frames(error)
                     continue
-                if turn == 0:
+                if number == 0:
                     counts[key] = max(1, math.ceil(seconds / max(sample, 1e-9)))
                 else:
                     timings.samples[key].append(sample)
@@ -126,7 +124,7 @@ def time_in_turns(
 
 
 def without_frames(error: Exception) -> Exception:
-    """Take the frames that an error and its causes came through from them, since these hold tensors."""
+    """Remove the stack frames of an error and of its causes, since frames keep tensors alive."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None
@@ -135,8 +133,8 @@ def without_frames(error: Exception) -> Exception:
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
-    """Let Python collect no garbage for the time of a block, which it would do at any moment."""
+def gc_disabled() -> Iterator[None]:
+    """Collect garbage once and then not again inside the block, so that no pause falls into a sample."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -145,3 +143,25 @@ def without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def measure_throughput(loader: DataLoader[Any], seconds: float) -> float:
+    """Return the images per second of a loader whose consumer does nothing but wait.
+
+    Args:
+        loader: The loader; its iteration is started here and abandoned after that time.
+        seconds: Time to measure; the batch that is being loaded at its end still counts.
+    """
+    start = time.perf_counter()
+    arrivals: list[float] = []
+    sizes: list[int] = []
+    for batch in loader:
+        arrivals.append(time.perf_counter())
+        sizes.append(len(batch["image"]))
+        if arrivals[-1] - start > seconds:
+            break
+    # All loader processes start together: the rate is that of the batches after the first one of each.
+    first = max(1, loader.num_workers)
+    if len(arrivals) > first:
+        return sum(sizes[first:]) / (arrivals[-1] - arrivals[first - 1])
+    return sum(sizes) / (arrivals[-1] - start)

@@ -17,10 +17,10 @@ from scalablevit_pl.commands import profile_data
 from scalablevit_pl.commands.pages import help_page
 from scalablevit_pl.commands.profile import profile, read_options, settings_of
 from scalablevit_pl.profiling import matrix
-from scalablevit_pl.profiling.measurement import CONVENTIONS, MatrixRate, Plan, Result
+from scalablevit_pl.profiling.matrix import MatrixRate
+from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.picture import points
-from scalablevit_pl.profiling.report import describe, report, table, way_of
+from scalablevit_pl.profiling.report import CONVENTIONS, describe, report, table
 from scalablevit_pl.profiling.timing import Spread
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -46,7 +46,7 @@ def result(network: str, seconds: float, **others: Any) -> Result:
     return replace(Result(setting, "", *counts, [seconds] * 3, spread, 345_000_000, None, rate), **others)
 
 
-def test_a_run_leaves_table_record_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_writes_table_record_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
     words = "profile scalablevit_nano resnet10t --batch-size 1 --input-size 32x31 --threads 1 --mode inference,train"
     assert cli.main([*words.split(), *QUICK, "--json", "x.json", "--plot", "x.png"]) == 0
     text = capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_a_run_leaves_table_record_and_picture(capsys: pytest.CaptureFixture[str
     assert re.search(r"^scalablevit_nano +32×31 +3,015,808 +\d+\.\d\d M +\d\.\d\d M$", text, re.MULTILINE)
     headings = re.findall(r"^(?:inference|train) float32, batch 1, 32×31; matrix products [\d.]+ Gflop/s$", text, re.M)
     assert len(headings) == 2
-    # Of resnet10t's batch norm.
+    # The batch norm of resnet10t raises it.
     assert "resnet10t: Expected more than 1 value" in text
     record = json.loads(Path("x.json").read_text())
     assert {"schema", "date", "versions", "device", "plan", "conventions", "cases"} == set(record)
@@ -74,13 +74,13 @@ def test_a_run_leaves_table_record_and_picture(capsys: pytest.CaptureFixture[str
         assert picture.format == "PNG"
 
 
-def test_a_record_on_the_screen_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_on_the_screen_replaces_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     profile(["resnet10t", "--batch-size", "1", "--input-size", "32", *QUICK, "--json", "-"])
     assert [case["network"] for case in json.loads(capsys.readouterr().out)["cases"]] == ["resnet10t"]
     assert not list(Path().iterdir())
 
 
-def test_all_cases_are_asked_for_at_once() -> None:
+def test_lists_of_options_give_all_cases() -> None:
     words = "a b --batch-size 1,8 --input-size 224,32x48 --precision 32,bf16 --mode inference,train"
     words += " --compile false,true --grad-checkpointing --channels-last --device cpu"
     settings = settings_of(read_options(words.split()))
@@ -117,10 +117,10 @@ def test_the_table_fits_80_columns_and_compares_with_the_first() -> None:
     assert " 123.5 GB " in text
 
 
-def test_the_table_says_nothing_that_it_does_not_know() -> None:
+def test_the_table_has_dashes_for_unknown_values() -> None:
     failed = Result(Setting(SWIN, batch_size=8), "out of memory")
     two = result("scalablevit_s", 0.4, samples=[0.4, 0.4], matrix=MatrixRate(1e15, 2048, {}))
-    # No spread of two samples, a rate that is small and not 0, and no ratio to a network that failed.
+    # No spread of two samples, a small rate that is not 0, and no ratio to a network that failed.
     line = table([failed, two]).splitlines()[1].split()
     assert line == ["scalablevit_s", "400.0", "-", "20.00", "345", "MB", "0.018%", "-"]
     uncounted = result("scalablevit_s", 0.4, multiply_adds=None, attention_multiply_adds=None)
@@ -128,33 +128,28 @@ def test_the_table_says_nothing_that_it_does_not_know() -> None:
     assert re.search(r"^scalablevit_s +224×224 +28,288,354 +- +-$", report([uncounted], record), re.MULTILINE)
 
 
-def test_errors_are_told_in_the_record_by_their_notes_alone() -> None:
+def test_the_record_has_notes_instead_of_errors() -> None:
     failed = Result(Setting(SWIN), "out of memory", error=RuntimeError("CUDA out of memory"))
     [case] = json.loads(json.dumps(describe([failed], torch.device("cpu"), Plan())))["cases"]
     assert case["note"] == "out of memory"
     assert "error" not in case
 
 
-def test_the_conventions_name_what_is_not_plain() -> None:
+def test_the_conventions_define_what_is_not_obvious() -> None:
     assert "float32 without TF32" in CONVENTIONS["precision"]
-    assert "batched products" in CONVENTIONS["attention_multiply_adds"]
-    assert "cache on the disk" in CONVENTIONS["compile_seconds"]
+    assert "batched matrix products" in CONVENTIONS["attention_multiply_adds"]
+    assert "disk cache" in CONVENTIONS["compile_seconds"]
 
 
-def test_a_compiled_case_says_how_long_that_took() -> None:
+def test_a_compiled_case_reports_the_time_of_compiling() -> None:
     compiled = result(SWIN, 0.8, compile_seconds=12.34)
     assert f"{SWIN}: compiled in 12.3 s\n" in table([compiled])
 
 
-def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
+def test_titles_have_everything_but_the_network() -> None:
     setting = Setting("a", "train", "bf16", True, 8, (32, 48), True, True)
-    case = result("a", 0.5, setting=setting)
-    assert way_of(case) == "train bf16 compiled channels-last checkpointing, batch 8, 32×48"
-    [drawn] = points([case, Result(setting, "out of memory")])
-    assert drawn.way == "train bf16 compiled channels-last checkpointing, 32×48"
-    assert (drawn.batch_size, drawn.images_per_second, drawn.comparable) == (8, 16.0, False)
-    assert [drawn.comparable for drawn in points([result("a", 1.0)])] == [True]
-    assert way_of(result("a", 0.5, setting=Setting("a", fused=True))) == "inference float32 fused, batch 1, 224×224"
+    assert setting.title == "train bf16 compiled channels-last checkpointing, batch 8, 32×48"
+    assert Setting("a", fused=True).title == "inference float32 fused, batch 1, 224×224"
 
 
 @pytest.mark.parametrize(
@@ -163,25 +158,25 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
         (["resnet10x"], "unknown network 'resnet10x'.*did you mean resnet10t"),
         ([], "arguments are required: MODEL"),
         (["resnet10t", "--batch-sizes", "1"], "unknown option --batch-sizes: did you mean --batch-size"),
-        (["resnet10t", "--batch-size", "1,0"], "--batch-size: '0' is no whole number above 0"),
+        (["resnet10t", "--batch-size", "1,0"], "--batch-size: '0' is not a whole number above 0"),
         (["resnet10t", "--input-size", "1x2x3"], "--input-size: '1x2x3' is neither a side nor HEIGHTxWIDTH"),
-        (["resnet10t", "--precision", "8"], "--precision: '8' is none of 32, bf16, fp16"),
-        (["resnet10t", "--precision", "32,fp16"], "fp16 is for GPUs: on a CPU give 32 or bf16"),
-        (["resnet10t", "--grad-checkpointing"], "--grad-checkpointing is for training steps: give --mode train, too"),
-        (["resnet10t", "--mode", "test"], "--mode: 'test' is none of inference, train"),
-        (["resnet10t", "--compile", "maybe"], "--compile: 'maybe' is none of false, true"),
-        (["resnet10t", "--fuse", "yes"], "--fuse: 'yes' is none of false, true"),
-        (["resnet10t", "--fuse", "true", "--mode", "train"], "--fuse true is for inference that is not compiled"),
-        (["resnet10t", "--fuse", "true", "--compile", "true"], "give --mode inference and --compile false, too"),
+        (["resnet10t", "--precision", "8"], "--precision: '8' is not one of 32, bf16, fp16"),
+        (["resnet10t", "--precision", "32,fp16"], "fp16 needs a GPU: on a CPU give 32 or bf16"),
+        (["resnet10t", "--grad-checkpointing"], "--grad-checkpointing is for training steps: also give --mode train"),
+        (["resnet10t", "--mode", "test"], "--mode: 'test' is not one of inference, train"),
+        (["resnet10t", "--compile", "maybe"], "--compile: 'maybe' is not one of false, true"),
+        (["resnet10t", "--fuse", "yes"], "--fuse: 'yes' is not one of false, true"),
+        (["resnet10t", "--fuse", "true", "--mode", "train"], "--fuse true is for uncompiled inference"),
+        (["resnet10t", "--fuse", "true", "--compile", "true"], "also give --mode inference and --compile false"),
         (["resnet10t", "--seconds=-1"], "--seconds must be between 0 and 3600, got -1"),
         (["resnet10t", "--seconds", "nan"], "--seconds must be between 0 and 3600, got nan"),
         (["resnet10t", "--plot", "x.jpg"], "'x.jpg' must be the name of a .png"),
         (["resnet10t", "--json", "nowhere/x.json"], "'nowhere/x.json' must be the name of a file in a folder"),
-        ([*map(str, range(9)), "--plot", "x.png"], "at most 8 networks apart, got 9"),
+        ([*map(str, range(9)), "--plot", "x.png"], "distinguish at most 8 networks, got 9"),
         (["nowhere/x"], "no folder 'nowhere/x' here"),
         (["./typo"], r"'\./typo' is no folder"),
-        (["a", "--batch-size", "-1"], "--batch-size: '-1' is no whole number above 0"),
-        (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is no whole number above 0"),
+        (["a", "--batch-size", "-1"], "--batch-size: '-1' is not a whole number above 0"),
+        (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is not a whole number above 0"),
         (["a", "--seconds", "-1"], "--seconds must be between 0 and 3600, got -1"),
         (["a", "--threads", str(CORES + 1)], f"--threads must be at most {CORES}, .*got {CORES + 1}"),
         (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and can be"),
@@ -192,12 +187,12 @@ def test_ways_name_all_but_the_network_and_points_but_the_batch() -> None:
         ),
     ],
 )
-def test_mistakes_are_answered_in_one_sentence(words: list[str], message: str) -> None:
+def test_mistakes_are_explained_in_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         profile([*words, "--device", "cpu"])
 
 
-def test_nothing_measured_says_of_each_network_why_and_what_to_do() -> None:
+def test_if_nothing_is_measured_each_network_has_reason_and_remedy() -> None:
     words = ["resnet10t", "resnet18", "--mode", "train", "--batch-size", "1", "--input-size", "32"]
     said = "Expected more than 1 value .*: give another --input-size, --batch-size or --mode"
     with pytest.raises(ValueError, match=f"nothing could be measured: resnet10t: {said}; resnet18: {said}") as caught:
@@ -205,22 +200,22 @@ def test_nothing_measured_says_of_each_network_why_and_what_to_do() -> None:
     assert "Expected more than 1 value" in str(caught.value.__cause__)
 
 
-def test_a_damaged_model_needs_no_other_size(tmp_path: Path) -> None:
+def test_a_damaged_model_does_not_suggest_another_size(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json' is damaged, it holds no JSON.*: take a whole copy of it$"):
+    with pytest.raises(ValueError, match=r"config\.json' is damaged, it holds no JSON.*: use an intact copy of it$"):
         profile([str(tmp_path), *QUICK])
 
 
 @pytest.mark.slow
-def test_matplotlib_is_imported_for_pictures_only() -> None:
+def test_matplotlib_is_imported_for_figures_only() -> None:
     code = "import sys, scalablevit_pl.commands.profile; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said() -> None:
-    with pytest.raises(ValueError, match=r"no GPU that torch can use.*--device cpu"):
+def test_a_missing_gpu_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"torch finds no GPU for --device cuda: give --device cpu"):
         profile(["resnet10t", "--device", "cuda"])
 
 
@@ -234,7 +229,7 @@ def test_every_option_of_the_help_page_is_an_option() -> None:
     page = help_page("profile").split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
     lists = {"--precision": "32,bf16", "--mode": "inference,train", "--device": "cpu"}
-    lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # of one core, and within one picture
+    lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # for one core, and within one figure
     words: list[str] = []
     for option, kind in re.findall(r"^  (--[a-z-]+)(?: ([A-Z|-]+|auto\S+))?", page, re.MULTILINE):
         words += [option] if not kind else [option, lists.get(option) or values[kind]]
@@ -243,7 +238,7 @@ def test_every_option_of_the_help_page_is_an_option() -> None:
     assert set(options) - {"networks"} == given
 
 
-def test_data_are_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[int]] = []
     monkeypatch.setattr(profile_data, "profile_data", lambda own: given.append(own.workers))
     monkeypatch.setattr(sys, "argv", ["scalablevit"])

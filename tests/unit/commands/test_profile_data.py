@@ -19,9 +19,10 @@ from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preproce
 from scalablevit_pl.data.images import collate
 from scalablevit_pl.data.transforms import BatchMix, PatchDraw, reference_transform
 from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.profiling import loader, pace
-from scalablevit_pl.profiling.loader import STAGES, Loaders, Source, Spread, compare, time_stages
+from scalablevit_pl.profiling import loader
+from scalablevit_pl.profiling.loader import STAGES, Loaders, Source, compare, time_stages
 from scalablevit_pl.profiling.loading_report import report
+from scalablevit_pl.profiling.timing import Spread
 from scalablevit_pl.randomness import seed_generators
 
 QUICK = ["--config", "recipes/quickstart.yaml", "--workers=0", "--seconds=0.05", "--rounds=2", "--data.batch_size=4"]
@@ -89,7 +90,7 @@ def test_the_record_holds_rates_and_stages(streamed: bool, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--workers=1,x", "'1,x' is no list of whole numbers"),
+        ("--workers=1,x", "'1,x' is not a list of whole numbers"),
         ("--workers=22222", "at most 256 loader processes can be measured, got '22222'"),
         ("--worker=2", "unknown option --worker: did you mean --workers"),
         ("--jsn", "unknown option --jsn: did you mean --json"),
@@ -104,13 +105,13 @@ def test_options_out_of_range_are_refused(option: str, message: str) -> None:
         read_options([option])
 
 
-def test_a_mistake_in_the_recipe_is_raised_as_in_a_fit() -> None:
+def test_a_mistake_in_the_recipe_is_the_same_error_as_in_a_fit() -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         run("--data.dataset=./missing")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_what_cannot_be_loaded_is_said_before_anything_is_measured(
+def test_loading_errors_come_before_any_measurement(
     streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profile_data, "compare", lambda *_: pytest.fail("measured"))
@@ -134,8 +135,8 @@ def test_an_unreadable_image_is_named_as_in_a_fit(streamed: bool, tmp_path: Path
         run(f"--data.dataset={folder}", f"--data.streaming={str(streamed).lower()}")
 
 
-def test_stages_are_timed_of_one_image_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage takes a time of its own; their sum is what the loader takes."""
+def test_stages_are_timed_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage has its own time; their sum is that of the loader."""
     (tmp_path / "data").mkdir()
     data = make_data(make_images(tmp_path / "data", False), Augmentation(auto_augment=None))
     (tmp_path / "tree").mkdir()
@@ -149,39 +150,29 @@ def test_stages_are_timed_of_one_image_after_the_other(tmp_path: Path, monkeypat
     monkeypatch.setattr(PatchDraw, "__call__", lambda patch: (seen.append("patch"), draw(patch))[1])
     monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(clock)))
     stages = time_stages(source, 1)
-    assert seen == [*["decode", "patch"] * 12, "collate", "normalize", "mix"] * 2  # of which the first is not counted
-    # Looks at the clock: of an image one after read, decode, crop and collate, and two for augment.
+    assert seen == [*["decode", "patch"] * 12, "collate", "normalize", "mix"] * 2  # the first is discarded
+    # Readings of the clock for each image: one after read, decode, crop and collate, two for augment.
     expected = {"read": 1, "decode": 1, "crop": 1, "augment": 2, "collate": 13 / 12, "transfer": 1 / 12}
     assert {stage: spread.median for stage, spread in stages.items()} == pytest.approx(expected)
 
 
-def test_a_loader_is_timed_from_the_first_batch_of_each_process_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Batches(list[Any]):
-        num_workers = 2
-
-    # The start, and when batches of 8, 4, 2, 6 and 7 images arrive; the last comes after the time is over.
-    moments = iter([100.0, 103.0, 103.5, 104.0, 105.5, 999.0])
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(moments))
-    batches = Batches({"image": [0] * size} for size in (8, 4, 2, 6, 7))
-    assert pace.time_loader(batches, 5.0) == pytest.approx((2 + 6) / (105.5 - 103.5))
-    moments = iter([100.0, 103.0, 104.0])
-    assert pace.time_loader(Batches(batches[:2]), 5.0) == pytest.approx(12 / 4.0)
-
-
-def test_a_ratio_is_that_of_one_round_and_turns_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_are_of_one_round_and_the_order_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
     class Both:
         ours, theirs = (staticmethod(lambda workers, way=way: (way, workers)) for way in ("ours", "theirs"))
 
     seen, rates = list[Any](), iter([10.0, 30.0, 80.0, 20.0, 50.0, 100.0])
-    monkeypatch.setattr(loader, "time_loader", lambda made, seconds: (seen.append((*made, seconds)), next(rates))[1])
+    monkeypatch.setattr(
+        loader, "measure_throughput", lambda made, seconds: (seen.append((*made, seconds)), next(rates))[1]
+    )
     found = compare(Both(), 3, 3, 0.5)  # type: ignore[arg-type]
     order = ["theirs", "ours", "ours", "theirs", "theirs", "ours"]
     assert seen == [(way, 3, 0.5) for way in order]
-    assert (found.workers, found.ours, found.theirs) == (3, Spread(80.0, 30.0, 100.0), Spread(20.0, 10.0, 50.0))
-    assert found.ratio == Spread(3.0, 2.0, 4.0)
+    assert found.workers == 3
+    assert (found.ours, found.theirs) == (Spread.of([30.0, 80.0, 100.0]), Spread.of([10.0, 20.0, 50.0]))
+    assert found.ratio == Spread.of([2.0, 3.0, 4.0])
 
 
-def test_sigterm_clears_away_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_removes_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     folder, temporary = make_images(tmp_path / "data", False), tmp_path / "temporary"
     temporary.mkdir()
@@ -200,7 +191,7 @@ def test_sigterm_clears_away_what_was_begun(tmp_path: Path, monkeypatch: pytest.
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_both_loaders_load_the_same_images_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_loaders_use_the_same_images_and_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     data = make_data(make_images(tmp_path / "data", False), Augmentation(random_erasing=0.0))
     images = data.images["train"]
@@ -229,13 +220,13 @@ def test_both_loaders_load_the_same_images_in_the_same_way(tmp_path: Path, monke
     assert torch.equal(Loaders(source).images.transform(image), data.preprocessing(image))
 
 
-def test_a_batch_at_least_is_measured(tmp_path: Path) -> None:
+def test_at_least_one_batch_is_used(tmp_path: Path) -> None:
     for folder in ("data", "tree"):
         (tmp_path / folder).mkdir()
     assert len(Source(make_data(make_images(tmp_path / "data", False), None), 1, tmp_path / "tree").encoded) == 4
 
 
-def test_the_first_pass_is_not_counted_and_one_thread_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_round_is_discarded_and_one_thread_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, seen = [3], list[int]()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -248,7 +239,7 @@ def test_the_first_pass_is_not_counted_and_one_thread_passes(monkeypatch: pytest
     monkeypatch.setattr(loader, "_pass_stages", passed)
     state = torch.get_rng_state()
     stages = time_stages(None, 3)  # type: ignore[arg-type]
-    assert stages == dict.fromkeys(STAGES, Spread(2.0, 1.0, 3.0))
+    assert stages == dict.fromkeys(STAGES, Spread.of([1.0, 2.0, 3.0]))
     assert (seen, threads[-1]) == ([1] * 4, 3)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -272,7 +263,7 @@ def test_the_table_has_images_a_second_and_milliseconds() -> None:
         }
     )
     lines = [" ".join(line.split()) for line in table.splitlines()]
-    assert "1,024 images of 31.4 kB, batches of 64, 5 rounds in turns" in lines
+    assert "1,024 images of 31.4 kB, batches of 64, 5 interleaved rounds" in lines
     assert "2 1,200 (900-1,300) 2 (1-3) 2.00 (1.00-3.00)" in lines
     assert "decode 2.00 (1.00-3.00)" in lines
     assert "all but transfer 10.00" in lines  # five stages

@@ -19,7 +19,7 @@ from scalablevit_pl.models import (
 )
 from scalablevit_pl.models.attention import OPEN_SIZES, WindowPad
 from scalablevit_pl.models.blocks import DropPath, Mlp, PatchEmbed, PositionEncodingGenerator, ScalableViTBlock
-from scalablevit_pl.profiling.memory import peak_of_call
+from scalablevit_pl.profiling.cost import peak_memory
 
 TINY: dict[str, Any] = {"embed_dims": (4, 8, 12, 16), "num_heads": (1, 2, 3, 4), "depths": (2, 3, 4, 2)}
 # Adding a constant to all keys adds it to a whole row of the softmax, which ignores it.
@@ -382,7 +382,7 @@ def test_mlps_compute_the_same_with_and_without_gradients() -> None:
     kept = tokens.clone()
     with torch.no_grad():
         torch.testing.assert_close(mlp(tokens), expected, rtol=0, atol=1e-5)
-        assert peak_of_call(lambda: mlp(tokens), torch.device("cpu")) == 4 * (2 * 5 * 24 + 2 * 5 * 6)
+        assert peak_memory(lambda: mlp(tokens), torch.device("cpu")) == 4 * (2 * 5 * 24 + 2 * 5 * 6)
     assert torch.equal(tokens, kept)
 
 

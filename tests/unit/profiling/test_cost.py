@@ -11,7 +11,9 @@ from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.profiling.cost import count_multiply_adds, measure_cost
+from scalablevit_pl.profiling.cost import count_multiply_adds, measure_cost, peak_memory
+
+MEGABYTE = 1_000_000
 
 
 def config(name: str, **options: Any) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def config(name: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("size", "published"), [("small", 4.095), ("base", 8.567), ("large", 14.686)])
-def test_the_published_sizes_cost_what_the_release_says(size: str, published: float) -> None:
+def test_costs_of_the_published_sizes_match_the_release(size: str, published: float) -> None:
     cost = measure_cost(config(SIZES[size]), 224)
     assert cost.multiply_adds / 1e9 == pytest.approx(published, rel=1e-3)
     assert cost.input_size == 224
@@ -50,7 +52,7 @@ def counted_by_hooks(model: nn.Module, image: Tensor) -> int:
 @pytest.mark.parametrize(
     "options", [{}, {"head": "mlp", "expand_value": True}, {"window_pad": "zero", "in_channels": 1}], ids=str
 )
-def test_hooks_on_the_layers_count_the_same(size: int, options: dict[str, Any]) -> None:
+def test_counts_match_hooks_on_the_layers(size: int, options: dict[str, Any]) -> None:
     model = create_model("scalablevit_nano", num_classes=10, **options).eval()
     expected = counted_by_hooks(model, torch.zeros(1, model.in_chans, size, size))
     cost = measure_cost(model.config, size)
@@ -58,8 +60,8 @@ def test_hooks_on_the_layers_count_the_same(size: int, options: dict[str, Any]) 
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_attention_is_counted_apart() -> None:
-    # One stage of 7 × 7 tokens in one window, then stages that have one, one and one: heads do not change the number.
+def test_attention_is_counted_separately() -> None:
+    # The first stage is one window of 7 × 7 tokens. Heads do not change the count.
     dims = (8, 8, 16, 16)
     backbone = ScalableViT(dims, (1, 2, 2, 4), (1, 1, 1, 1))
     cost = measure_cost(ImageClassifier(backbone, 3, "linear").config, 28)
@@ -67,26 +69,40 @@ def test_attention_is_counted_apart() -> None:
     assert cost.attention_multiply_adds == sum(2 * n * n * dim for n, dim in zip(tokens, dims, strict=True))
 
 
-def test_nothing_is_computed_and_nothing_is_drawn() -> None:
+def test_counting_computes_nothing_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     measure_cost(config("scalablevit_l"), 4096)  # would take terabytes
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_describes_no_network_is_refused() -> None:
+def test_an_incomplete_description_is_refused() -> None:
     with pytest.raises(ValueError, match="no description"):
         measure_cost({"backbone": {}}, 224)
 
 
 @pytest.mark.parametrize(("name", "published"), [("swin_tiny_patch4_window7_224", 4.5e9), ("twins_svt_small", 2.9e9)])
-def test_networks_of_timm_cost_what_their_papers_say(name: str, published: float) -> None:
+def test_costs_of_timm_networks_match_their_papers(name: str, published: float) -> None:
     multiply_adds, attention = count_multiply_adds(timm.create_model(name).eval(), (3, 224, 224))
     assert multiply_adds + attention == pytest.approx(published, rel=0.02)
     assert 0.02 < attention / multiply_adds < 0.05
 
 
-def test_any_network_is_counted_and_stays_as_it_is() -> None:
+def test_any_network_is_counted_without_changing_it() -> None:
     network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 5 * 6, 7))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert count_multiply_adds(network, (2, 5, 6)) == (5 * 6 * 9 * 2 * 4 + 4 * 5 * 6 * 7, 0)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_peak_memory_is_the_most_held_at_once() -> None:
+    kept: list[torch.Tensor] = []
+
+    def call() -> None:
+        first = torch.empty(MEGABYTE, dtype=torch.uint8)
+        second = torch.empty(2 * MEGABYTE, dtype=torch.uint8)
+        del first, second
+        kept.append(torch.empty(MEGABYTE // 2, dtype=torch.uint8))
+
+    before = torch.empty(MEGABYTE)
+    assert peak_memory(call, torch.device("cpu")) == 3 * MEGABYTE
+    del before

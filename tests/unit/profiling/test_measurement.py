@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from scalablevit_pl.profiling import matrix, measurement, networks
-from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
-from scalablevit_pl.profiling.measurement import MatrixRate, Plan, Result, measure, reason
+from scalablevit_pl.profiling.matrix import MatrixRate, matrix_calls
+from scalablevit_pl.profiling.measurement import Plan, Result, failure_reason, measure
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.timing import Spread
 
@@ -22,7 +22,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Linear(nn.Module):
-    """Sums an image over its pixels and multiplies it, or raises an error."""
+    """A linear layer on the sum of the pixels, which can raise an error after some calls."""
 
     num_classes = 8
 
@@ -67,7 +67,7 @@ def test_attention_counts_in_the_fraction() -> None:
         assert result.fraction_of_matrix_rate == pytest.approx(expected)
 
 
-def test_what_cannot_be_measured_says_why_and_the_others_go_on() -> None:
+def test_a_failing_case_has_a_note_and_does_not_stop_the_others() -> None:
     memory = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     built = builder(
         good=Linear(),
@@ -99,16 +99,16 @@ def test_errors_are_kept_with_their_notes() -> None:
     assert (result.note, result.error) == (str(error), error)
 
 
-def test_only_the_compiler_s_errors_are_said_to_be_its_own() -> None:
-    for module in ("torch._dynamo.exc", "torch._inductor.exc"):  # to import them takes seconds
+def test_only_errors_of_the_compiler_are_attributed_to_it() -> None:
+    for module in ("torch._dynamo.exc", "torch._inductor.exc"):  # importing them takes seconds
         error = type("Failed", (RuntimeError,), {"__module__": module})
-        assert reason(error("no compiler"), True) == "does not compile: no compiler"
-        assert reason(error("no compiler")) == "no compiler"
-    assert reason(ValueError("no such images"), True) == "no such images"
+        assert failure_reason(error("no compiler"), True) == "does not compile: no compiler"
+        assert failure_reason(error("no compiler")) == "no compiler"
+    assert failure_reason(ValueError("no such images"), True) == "no such images"
 
 
 class Uncountable(Linear):
-    """Cannot be followed on the meta device."""
+    """Cannot be traced on the meta device."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image.device.type == "meta":
@@ -116,14 +116,14 @@ class Uncountable(Linear):
         return super().forward(image)
 
 
-def test_what_cannot_be_counted_is_timed_all_the_same() -> None:
+def test_a_network_that_cannot_be_counted_is_still_timed() -> None:
     [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Uncountable())
     assert (result.multiply_adds, result.attention_multiply_adds, result.note) == (None, None, "")
     assert result.seconds is not None
     assert result.fraction_of_matrix_rate is None
 
 
-def test_float32_is_no_tf32_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_disabled_during_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     def state() -> tuple[bool, bool, str]:
         convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         return convolutions, products, torch.get_float32_matmul_precision()
@@ -147,14 +147,14 @@ def test_float32_is_no_tf32_while_it_is_measured(monkeypatch: pytest.MonkeyPatch
         torch.backends.cudnn.allow_tf32 = before[0]
 
 
-def test_products_of_matrices_may_be_left_away() -> None:
+def test_matrix_products_can_be_omitted() -> None:
     [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear(), matrices=False)
     assert len(result.samples) == 3
     assert result.matrix is None
 
 
-@pytest.mark.slow  # to import torch's compiler alone takes seconds
-def test_compiled_networks_say_how_long_that_took(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # importing torch's compiler alone takes seconds
+def test_compiled_networks_report_the_time_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[object] = []
 
     def compiler(graph: Callable[..., object], inputs: object) -> Callable[..., object]:
@@ -164,7 +164,7 @@ def test_compiled_networks_say_how_long_that_took(monkeypatch: pytest.MonkeyPatc
         return graph
 
     monkeypatch.setattr(networks, "COMPILER", compiler)
-    # More than torch compiles one code for by itself.
+    # More than the default limit of compilations of the same code.
     sides = range(2, 13)
     built = builder(**{f"n{side}": nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, side)) for side in sides})
     settings = [Setting(f"n{side}", compiled=True, input_size=(4, 4)) for side in sides]
@@ -176,15 +176,15 @@ def test_compiled_networks_say_how_long_that_took(monkeypatch: pytest.MonkeyPatc
     assert bad.seconds is None
 
 
-def test_cases_of_one_batch_and_size_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_of_one_batch_and_size_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[set[object]] = []
-    inner = measurement.time_in_turns
+    inner = measurement.time_interleaved
 
-    def spy(calls, *arguments, **options):  # type: ignore[no-untyped-def]
-        groups.append({*calls, options["wait_each"]})
-        return inner(calls, *arguments, **options)
+    def spy(calls, device, repeats, seconds, wait_each):  # type: ignore[no-untyped-def]
+        groups.append({*calls, wait_each})
+        return inner(calls, device, repeats, seconds, wait_each)
 
-    monkeypatch.setattr(measurement, "time_in_turns", spy)
+    monkeypatch.setattr(measurement, "time_interleaved", spy)
     settings = [Setting(name, batch_size=batch, precision="bf16") for batch in (1, 2) for name in "ab"]
     results = measure(settings[::-1], CPU, PLAN, lambda setting: Linear())
     matrices = {("bf16", 16), ("bf16", 32)}
@@ -192,9 +192,9 @@ def test_cases_of_one_batch_and_size_are_measured_in_turns(monkeypatch: pytest.M
     assert {result.setting for result in results} == {*settings}
 
 
-def test_the_best_product_is_the_pace() -> None:
-    assert best_rate({10: 1.0, 100: 10.0}) == (2e5, 100)
-    assert best_rate({10: 0.001, 100: 10.0}) == (2e6, 10)
+def test_the_matrix_rate_is_that_of_the_best_product() -> None:
+    assert MatrixRate.of({10: 1.0, 100: 10.0}) == MatrixRate(2e5, 100, {10: 1.0, 100: 10.0})
+    assert MatrixRate.of({10: 0.001, 100: 10.0}) == MatrixRate(2e6, 10, {10: 0.001, 100: 10.0})
     calls = matrix_calls(torch.bfloat16, CPU)
     product = calls[32]()
     assert isinstance(product, torch.Tensor)
@@ -202,7 +202,7 @@ def test_the_best_product_is_the_pace() -> None:
     assert math.isfinite(product.sum().item())
 
 
-def test_sides_without_memory_are_left_out_and_those_above_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_without_memory_and_above_a_slow_one_are_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(matrix.SIDES, "cpu", (1, 2, 3, 4))
     inner, made = matrix._product, list[int]()
 
@@ -213,13 +213,15 @@ def test_sides_without_memory_are_left_out_and_those_above_a_slow_one(monkeypatc
         return inner(side, *arguments)
 
     monkeypatch.setattr(matrix, "_product", product)
-    monkeypatch.setattr(matrix, "seconds_a_call", lambda *_: 0.9 if made[-1] < 3 else 1.1)
+    monkeypatch.setattr(matrix, "seconds_per_call", lambda *_: 0.9 if made[-1] < 3 else 1.1)
     assert [*matrix_calls(torch.float32, CPU)] == [2, 3]
     assert made == [1, 2, 3]
 
 
 @pytest.mark.parametrize("left", [(), (16,)])
-def test_products_that_fail_are_left_out_of_the_pace(left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_products_do_not_count_in_the_matrix_rate(
+    left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = matrix_calls(torch.float32, CPU)
 
     def fail() -> object:

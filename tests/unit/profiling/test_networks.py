@@ -8,15 +8,13 @@ from scalablevit_pl.models import create_model
 from scalablevit_pl.models.fusion import FusedLinear
 from scalablevit_pl.profiling import networks
 from scalablevit_pl.profiling.cost import count_multiply_adds
-from scalablevit_pl.profiling.memory import peak_of_call
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks, image_shape, prepare
 
 CPU = torch.device("cpu")
-MEGABYTE = 1_000_000
 
 
 class Probe(nn.Module):
-    """Notes what it is called with, and under which circumstances."""
+    """Records how it is called."""
 
     num_classes = 3
     in_chans = 2
@@ -35,7 +33,7 @@ class Probe(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["scalablevit_nanno", "resnet10", "swin_tiny_patch4_window7", "SCALABLEVIT_S", ""])
-def test_an_unknown_network_is_answered_with_the_nearest(name: str) -> None:
+def test_an_unknown_network_suggests_the_nearest_names(name: str) -> None:
     known = {"scalablevit_nanno": "scalablevit_nano", "resnet10": "resnet10t", "SCALABLEVIT_S": "scalablevit_s", "": ""}
     near = known.get(name, f"{name}_224")
     with pytest.raises(ValueError, match=f"unknown network '{name}'.*did you mean.*{near}"):
@@ -43,13 +41,13 @@ def test_an_unknown_network_is_answered_with_the_nearest(name: str) -> None:
     assert check_networks(["scalablevit_l", "resnet10t"]) == {}
 
 
-def test_models_are_looked_for_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_are_reported_before_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_model").mkdir()
     for name, message in (
         ("./typo", r"'\./typo' is no folder"),
         ("./my_model", "holds no model: give a folder with"),
-        ("my_model", r"'my_model' is no network's name.*give it as \./my_model$"),
+        ("my_model", r"'my_model' is not the name of a network: to use the folder, write \./my_model$"),
     ):
         with pytest.raises(ValueError, match=message):
             check_networks(["resnet10t", name])
@@ -73,7 +71,7 @@ def test_a_network_without_classes_is_not_trained() -> None:
         prepare(network, Setting("resnet10t", "train"), CPU)
 
 
-def test_a_model_of_ours_is_taken_from_its_folder(tmp_path: Path) -> None:
+def test_a_released_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
     model = create_model("scalablevit_nano", num_classes=3, in_channels=1)
     model.save_pretrained(tmp_path / "model")
     setting = Setting(str(tmp_path / "model"), input_size=(32, 48))
@@ -82,8 +80,8 @@ def test_a_model_of_ours_is_taken_from_its_folder(tmp_path: Path) -> None:
     assert image_shape(built, setting) == (1, 32, 48)
 
 
-def test_timm_s_networks_of_one_size_are_built_for_another() -> None:
-    # The second one takes no such size as an argument, and any as images.
+def test_timm_networks_of_a_fixed_size_are_built_for_another() -> None:
+    # The second one refuses the argument but takes images of any size.
     for name, size in (("vit_tiny_patch16_224", (32, 48)), ("twins_pcpvt_small", (33, 49))):
         network = build_network(Setting(name, input_size=size)).eval()
         assert count_multiply_adds(network, (3, *size))[0] > 0
@@ -96,7 +94,7 @@ def test_a_fused_case_is_fused() -> None:
         assert any(isinstance(module, FusedLinear) for module in network.modules()) == fused
 
 
-def test_checkpointing_is_handed_on() -> None:
+def test_grad_checkpointing_reaches_the_network() -> None:
     for checkpointing in (False, True):
         ours = build_network(Setting("scalablevit_nano", mode="train", grad_checkpointing=checkpointing))
         theirs = build_network(Setting("resnet10t", mode="train", grad_checkpointing=checkpointing))
@@ -107,7 +105,7 @@ def test_checkpointing_is_handed_on() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_inference_has_weights_and_images_in_the_type(precision: str, channels_last: bool) -> None:
+def test_inference_casts_weights_and_images(precision: str, channels_last: bool) -> None:
     dtype = {"32": torch.float32, "bf16": torch.bfloat16}[precision]
     setting = Setting("x", "inference", precision, False, 4, (5, 6), channels_last)
     probe = Probe().train()
@@ -118,8 +116,8 @@ def test_inference_has_weights_and_images_in_the_type(precision: str, channels_l
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_training_step_computes_all_and_learns_nothing(precision: str) -> None:
-    # Weights that learned the one batch by heart would have denormal gradients, with which processors take longer.
+def test_a_training_step_computes_everything_and_keeps_the_weights(precision: str) -> None:
+    # Weights that memorize the one batch would have denormal gradients, which are slow.
     dtype = {"32": torch.float32, "bf16": torch.bfloat16}[precision]
     probe = Probe().eval()
     case = prepare(probe, Setting("x", "train", precision, False, 4, (5, 6)), CPU)
@@ -134,17 +132,3 @@ def test_a_training_step_computes_all_and_learns_nothing(precision: str) -> None
     assert all(parameter.grad is None for parameter in probe.parameters())
     assert held == 4 * (2 * 3 * 9 + 3 + 4 * 2 * 5 * 6) + 4 * 8
     assert case.held == held + 2 * 4 * (2 * 3 * 9 + 3) + 2 * 4  # two moments of each weight, and two counters
-
-
-def test_the_peak_is_the_most_that_is_held_at_once() -> None:
-    kept: list[torch.Tensor] = []
-
-    def call() -> None:
-        first = torch.empty(MEGABYTE, dtype=torch.uint8)
-        second = torch.empty(2 * MEGABYTE, dtype=torch.uint8)
-        del first, second
-        kept.append(torch.empty(MEGABYTE // 2, dtype=torch.uint8))
-
-    before = torch.empty(MEGABYTE)
-    assert peak_of_call(call, CPU) == 3 * MEGABYTE
-    del before

@@ -6,17 +6,20 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from scalablevit_pl.plotting import RUN_COLOURS
-from scalablevit_pl.profiling.picture import Point, _log_ticks, _style, comparable_points, draw_profile
-from scalablevit_pl.profiling.published import PUBLISHED
+from scalablevit_pl.profiling.measurement import Result
+from scalablevit_pl.profiling.networks import Setting
+from scalablevit_pl.profiling.picture import _log_ticks, _style, comparable_results, draw_profile
+from scalablevit_pl.profiling.timing import Spread
 
 OURS, SWIN, TWINS = "scalablevit_s", "swin_tiny_patch4_window7_224", "twins_svt_small"
 
 
-def point(network: str, batch: int, way: str = "inference", comparable: bool = True) -> Point:
-    return Point(network, way, batch, 10.0 * batch, comparable)
+def result(network: str, batch: int, precision: str = "32", size: int = 224) -> Result:
+    setting = Setting(network, precision=precision, batch_size=batch, input_size=(size, size))
+    return Result(setting, seconds=Spread.of([0.1]))
 
 
-def test_ours_and_others_differ_without_colour() -> None:
+def test_styles_differ_without_colour() -> None:
     for name in ("scalablevit_nano", "owner/name"):
         assert (_style(name, 0)["linestyle"], _style(name, 0)["markerfacecolor"]) == ("-", RUN_COLOURS[0])
     for name in ("resnet10t", SWIN):
@@ -24,12 +27,13 @@ def test_ours_and_others_differ_without_colour() -> None:
     assert len({_style("x", index)["marker"] for index in range(len(RUN_COLOURS))}) == len(RUN_COLOURS)
 
 
-def test_accuracies_stand_over_one_way_and_the_largest_batch_that_all_have() -> None:
-    both = [point(name, batch) for name in (OURS, SWIN) for batch in (1, 8)]
-    others = [point("resnet10t", 8), point(TWINS, 8, comparable=False), point(OURS, 8, "other")]
-    assert comparable_points([*both, point(OURS, 32), *others], PUBLISHED) == [both[1], both[3]]
-    assert comparable_points([point(OURS, 1), point(OURS, 8), point(SWIN, 2)], PUBLISHED) == [point(OURS, 8)]
-    assert comparable_points(others[:2], PUBLISHED) == []
+def test_accuracies_use_one_way_and_the_largest_batch_measured_for_all() -> None:
+    both = [result(name, batch) for name in (OURS, SWIN) for batch in (1, 8)]
+    training = Result(Setting(TWINS, "train", batch_size=8), seconds=Spread.of([0.1]))
+    others = [result("resnet10t", 8), result(TWINS, 8, size=256), training, result(OURS, 8, "bf16")]
+    assert comparable_results([*both, result(OURS, 32), *others]) == [both[1], both[3]]
+    assert comparable_results([result(OURS, 1), result(OURS, 8), result(SWIN, 2)]) == [result(OURS, 8)]
+    assert comparable_results(others[:3]) == []
 
 
 @pytest.mark.parametrize(
@@ -41,11 +45,12 @@ def test_axes_have_a_few_round_numbers(low: float, high: float) -> None:
     assert all(low <= tick <= high for tick in ticks)
 
 
-def test_the_picture_has_a_panel_for_each_way_and_the_accuracies(tmp_path: Path) -> None:
+def test_the_figure_has_a_panel_for_each_way_and_the_accuracies(tmp_path: Path) -> None:
     pictures = []
-    points = [point(name, batch, comparable=False) for name in (OURS, SWIN) for batch in (1, 8)]
-    for drawn in (points, [point(name, batch) for name in (OURS, SWIN) for batch in (1, 8)]):
-        draw_profile(drawn, PUBLISHED, tmp_path / "x.png", "title")
+    for size in (256, 224):
+        measured = [result(name, batch, size=size) for name in (OURS, SWIN) for batch in (1, 8)]
+        failed = Result(Setting("resnet18", "train"), "out of memory")
+        draw_profile([*measured, failed], tmp_path / "x.png", "title")
         with Image.open(tmp_path / "x.png") as picture:
             pictures.append(np.asarray(picture.convert("RGB")))
     assert pictures[1].shape[1] > 1.3 * pictures[0].shape[1]

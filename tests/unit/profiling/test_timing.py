@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from scalablevit_pl.profiling import timing
-from scalablevit_pl.profiling.timing import Spread, seconds_a_call, time_in_turns
+from scalablevit_pl.profiling.timing import Spread, measure_throughput, seconds_per_call, time_interleaved
 
 CPU = torch.device("cpu")
 
 
 class Clock:
-    """A clock that calls push forward, and a device that is waited for."""
+    """A clock that calls advance, and a device that is synchronized."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -40,37 +40,37 @@ def test_a_spread_has_median_and_quartiles() -> None:
     assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 2.0, 2.0)
 
 
-def test_the_device_is_waited_for_around_calls_or_after_each(clock: Clock) -> None:
-    assert seconds_a_call(clock.call("a", 2.0), 3, CPU) == pytest.approx(2.0)
+def test_the_device_is_synchronized_around_calls_or_after_each(clock: Clock) -> None:
+    assert seconds_per_call(clock.call("a", 2.0), 3, CPU) == pytest.approx(2.0)
     assert clock.log == ["wait", "a", "a", "a", "wait"]
     clock.log.clear()
-    seconds_a_call(clock.call("a", 2.0), 2, CPU, wait_each=True)
+    seconds_per_call(clock.call("a", 2.0), 2, CPU, wait_each=True)
     assert clock.log == ["wait", "a", "wait", "a", "wait", "wait"]
 
 
-def test_each_round_measures_everything_in_another_order(clock: Clock) -> None:
+def test_each_round_measures_every_call_in_a_new_order(clock: Clock) -> None:
     names = "abcde"
-    timings = time_in_turns({name: clock.call(name, 1.0 + index) for index, name in enumerate(names)}, CPU, 6, 0.0)
+    timings = time_interleaved({name: clock.call(name, 1.0 + index) for index, name in enumerate(names)}, CPU, 6, 0.0)
     assert {name: set(samples) for name, samples in timings.samples.items()} == {
         name: {1.0 + index} for index, name in enumerate(names)
     }
     assert all(len(samples) == 6 for samples in timings.samples.values())
     calls = [name for name in clock.log if name != "wait"]
     rounds = [calls[start : start + 10] for start in range(0, len(calls), 10)]
-    assert len(rounds) == 7  # the first is not counted, and before each sample a call is not timed
+    assert len(rounds) == 7  # the first is discarded, and each sample follows an untimed call
     assert all(sorted(set(order)) == [*names] for order in rounds)
     assert len(set(map(tuple, rounds))) > 3
 
 
 def test_short_calls_are_repeated_until_they_fill_the_least_time(clock: Clock) -> None:
-    timings = time_in_turns({"short": clock.call("short", 0.25), "long": clock.call("long", 3.0)}, CPU, 2, 1.0)
+    timings = time_interleaved({"short": clock.call("short", 0.25), "long": clock.call("long", 3.0)}, CPU, 2, 1.0)
     assert clock.log.count("short") == 2 + 2 * (1 + 4)
     assert clock.log.count("long") == 2 + 2 * (1 + 1)
     assert timings.samples == {"short": [0.25, 0.25], "long": [3.0, 3.0]}
 
 
-def test_what_a_cold_call_takes_counts_nowhere(clock: Clock) -> None:
-    # A call after that of another takes ten times as long.
+def test_cold_calls_are_not_timed(clock: Clock) -> None:
+    # The first call after a different one takes ten times as long.
     def call(name: str, seconds: float) -> Callable[[], None]:
         def advance() -> None:
             cold = [entry for entry in clock.log if entry != "wait"][-1:] != [name]
@@ -78,9 +78,9 @@ def test_what_a_cold_call_takes_counts_nowhere(clock: Clock) -> None:
 
         return advance
 
-    timings = time_in_turns({"a": call("a", 0.25), "b": call("b", 0.5)}, CPU, 2, 1.0)
+    timings = time_interleaved({"a": call("a", 0.25), "b": call("b", 0.5)}, CPU, 2, 1.0)
     assert timings.samples == {"a": [0.25] * 2, "b": [0.5] * 2}
-    assert clock.log.count("a") >= 2 * 4  # as many as fill the time when they are warm
+    assert clock.log.count("a") >= 2 * 4  # enough to fill the time when warm
 
 
 def test_errors_keep_no_frames() -> None:
@@ -90,13 +90,13 @@ def test_errors_keep_no_frames() -> None:
         except KeyError as error:
             raise ValueError("second") from error
 
-    failure = time_in_turns({"bad": fail}, CPU, 1, 0.0).failures["bad"]
+    failure = time_interleaved({"bad": fail}, CPU, 1, 0.0).failures["bad"]
     assert failure.__traceback__ is None
     assert failure.__cause__ is not None
     assert failure.__cause__.__traceback__ is None
 
 
-def test_what_fails_is_left_out_and_the_others_go_on(clock: Clock) -> None:
+def test_a_failing_call_is_dropped_and_the_others_continue(clock: Clock) -> None:
     tries: list[int] = []
 
     def fail() -> None:
@@ -104,15 +104,28 @@ def test_what_fails_is_left_out_and_the_others_go_on(clock: Clock) -> None:
         if len(tries) == 4:
             raise RuntimeError("no more")
 
-    timings = time_in_turns({"bad": fail, "good": clock.call("good", 1.0)}, CPU, 4, 0.0)
+    timings = time_interleaved({"bad": fail, "good": clock.call("good", 1.0)}, CPU, 4, 0.0)
     assert len(tries) == 4
     assert str(timings.failures["bad"]) == "no more"
     assert timings.samples["good"] == [1.0] * 4
     assert set(timings.failures) == {"bad"}
 
 
-def test_no_garbage_is_collected_while_time_is_taken() -> None:
+def test_garbage_collection_is_disabled_while_timing() -> None:
     enabled: list[bool] = []
-    time_in_turns({"a": lambda: enabled.append(gc.isenabled())}, CPU, 2, 0.0)
+    time_interleaved({"a": lambda: enabled.append(gc.isenabled())}, CPU, 2, 0.0)
     assert enabled == [False] * 6
     assert gc.isenabled()
+
+
+def test_throughput_starts_after_the_first_batch_of_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Batches(list[dict[str, list[int]]]):
+        num_workers = 2
+
+    # The start, and the arrivals of batches of 8, 4, 2, 6 and 7 images; the last one is never loaded.
+    moments = iter([100.0, 103.0, 103.5, 104.0, 105.5, 999.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(moments))
+    batches = Batches({"image": [0] * size} for size in (8, 4, 2, 6, 7))
+    assert measure_throughput(batches, 5.0) == pytest.approx((2 + 6) / (105.5 - 103.5))
+    moments = iter([100.0, 103.0, 104.0])
+    assert measure_throughput(Batches(batches[:2]), 5.0) == pytest.approx(12 / 4.0)

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from benchmark_scripts import load
 from torch import nn
 from torch.nn import functional as F
 
-from scalablevit_pl.profiling.memory import page_faults_of_steps
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.operators import LINEAR, Operator, kind_of, observe, product_of, typical
 
+operators = load("operators")
+LINEAR, Operator = operators.LINEAR, operators.Operator
 CPU = torch.device("cpu")
 
 
@@ -32,15 +33,15 @@ CPU = torch.device("cpu")
         ("aten::copy_", "copies and additions"),
         ("aten::add", "copies and additions"),
         ("aten::_fused_adamw_", "optimizer"),
-        ("aten::_log_softmax", "the rest"),
-        ("aten::resolve_conj", "the rest"),
-        ("aten::empty", "the rest"),
-        ("AddmmBackward0", "the rest"),
-        ("autograd::engine::evaluate_function: MmBackward0", "the rest"),
+        ("aten::_log_softmax", "other"),
+        ("aten::resolve_conj", "other"),
+        ("aten::empty", "other"),
+        ("AddmmBackward0", "other"),
+        ("autograd::engine::evaluate_function: MmBackward0", "other"),
     ],
 )
 def test_operators_have_a_kind(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert operators.kind_of(name) == kind
 
 
 def test_the_operators_of_a_call_are_counted_by_kind() -> None:
@@ -55,9 +56,9 @@ def test_the_operators_of_a_call_are_counted_by_kind() -> None:
             return F.scaled_dot_product_attention(tokens, tokens, tokens) + tokens
 
     call()
-    operators = [observe(call, CPU) for _ in range(3)]
-    counts = {kind: calls for kind, (calls, _) in typical(operators, lambda operator: operator.kind).items()}
-    assert counts.pop("the rest") > 0
+    steps = [operators.profile_operators(call, CPU) for _ in range(3)]
+    counts = {kind: calls for kind, (calls, _) in operators.summarize(steps, lambda operator: operator.kind).items()}
+    assert counts.pop("other") > 0
     assert counts == {
         LINEAR: 2,
         "attention": 1,
@@ -66,11 +67,13 @@ def test_the_operators_of_a_call_are_counted_by_kind() -> None:
         "norms": 1,
         "copies and additions": 1,
     }
-    products = {product: calls for product, (calls, _) in typical(operators, product_of).items() if product}
-    assert products == {(16, 16, 32): 1, (16, 32, 16): 1}  # rows are 2 images × 8 channels
+    products = {
+        product: calls for product, (calls, _) in operators.summarize(steps, operators.product_of).items() if product
+    }
+    assert products == {(16, 16, 32): 1, (16, 32, 16): 1}  # 2 images × 8 channels as rows
 
 
-def test_what_an_operator_that_computes_calls_is_its_own_but_not_a_change_of_type() -> None:
+def test_calls_of_a_computing_operator_are_part_of_it_except_for_changes_of_type() -> None:
     layer, tokens = nn.Linear(3, 4), torch.randn(2, 3, requires_grad=True)
 
     def call() -> None:
@@ -78,28 +81,26 @@ def test_what_an_operator_that_computes_calls_is_its_own_but_not_a_change_of_typ
             layer(tokens)
 
     call()
-    names = [operator.name for operator in observe(call, CPU)]
-    # The bias is copied within the product; tokens, weight and bias are converted.
+    names = [operator.name for operator in operators.profile_operators(call, CPU)]
+    # The copy of the bias is part of the product; tokens, weight and bias are converted.
     assert (names.count("aten::addmm"), names.count("aten::copy_")) == (1, 3)
 
 
-def test_seconds_are_medians_of_sums_and_the_longest_stand_first() -> None:
+def test_seconds_are_medians_of_sums_and_sorted() -> None:
     calls = [
         [Operator("a", "", [], 1.0), Operator("a", "", [[3]], 1.0), Operator("b", "", [], 9.0)],
         [Operator("a", "", [], 3.0), Operator("a", "", [[3]], 2.0)],
         [Operator("a", "", [], 3.0), Operator("a", "", [[3]], 1.0), Operator("b", "", [], 7.0)],
     ]
-    assert [*typical(calls, lambda operator: operator.name).items()] == [("b", (1, 7.0)), ("a", (2, 4.0))]
+    assert [*operators.summarize(calls, lambda operator: operator.name).items()] == [("b", (1, 7.0)), ("a", (2, 4.0))]
 
 
-def test_the_product_of_a_linear_layer_is_told_with_and_without_a_bias() -> None:
+def test_products_of_linear_layers_are_found_with_and_without_a_bias() -> None:
     bias, left, right = [4], [2, 3], [3, 4]
-    assert product_of(Operator("aten::addmm", LINEAR, [bias, left, right, [], []], 0.0)) == (2, 3, 4)
-    assert product_of(Operator("aten::mm", LINEAR, [left, right], 0.0)) == (2, 3, 4)
-    assert product_of(Operator("aten::bmm", "attention", [[1, 2, 3], [1, 3, 4]], 0.0)) is None
+    assert operators.product_of(Operator("aten::addmm", LINEAR, [bias, left, right, [], []], 0.0)) == (2, 3, 4)
+    assert operators.product_of(Operator("aten::mm", LINEAR, [left, right], 0.0)) == (2, 3, 4)
+    assert operators.product_of(Operator("aten::bmm", "attention", [[1, 2, 3], [1, 3, 4]], 0.0)) is None
 
 
-def test_page_faults_are_counted_step_by_step() -> None:
-    faults = page_faults_of_steps(Setting("scalablevit_nano", input_size=(32, 32)), 2, warmup=1)
-    assert len(faults) == 2
-    assert min(faults) >= 0
+def test_page_faults_of_steps_are_counted() -> None:
+    assert operators.page_faults(Setting("scalablevit_nano", input_size=(32, 32)), 2, warmup=1) >= 0

@@ -1,6 +1,5 @@
 """The scripts in `benchmarks`, as far as they do more than call the package."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -8,11 +7,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import FOLDER, load
 from PIL import Image
 from torch import nn
 
@@ -20,17 +20,7 @@ from scalablevit_pl.models import create_model
 from scalablevit_pl.profiling import matrix
 from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.report import size_of
 from scalablevit_pl.profiling.timing import Spread
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def measured(setting: Setting, *samples: float) -> Result:
@@ -167,7 +157,7 @@ def test_the_tables_of_networks_hold_what_was_asked_for(
     monkeypatch.setattr(networks, "measure", measure)
     monkeypatch.setattr("sys.argv", ["networks.py", "--device", "cpu", "--networks", "a", "b", *words.split()])
     networks.main()
-    assert {(setting.batch_size, size_of(setting), setting.fused) for setting in asked} == expected
+    assert {(setting.batch_size, setting.size, setting.fused) for setting in asked} == expected
     assert {(setting.mode, setting.precision, setting.compiled) for setting in asked} == {("inference", "32", False)}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
     assert len(rows) == len(asked)
@@ -182,8 +172,8 @@ def lines_of(
 ) -> list[str]:
     """Run a script and return the rows of its tables."""
     script = load(name)
-    if hasattr(script, "page_faults"):
-        monkeypatch.setattr(script, "page_faults", lambda setting, repeats: 0.0)  # which a process of its own counts
+    if hasattr(script, "in_process"):
+        monkeypatch.setattr(script, "in_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--device", "cpu", *options])
     script.main()
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
