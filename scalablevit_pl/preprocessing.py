@@ -170,6 +170,15 @@ class Preprocessing:
         """Return the values as JSON can hold them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    def summary(self) -> dict[str, str]:
+        """Describe the transform for people, as rows of a table."""
+        size, short = self.input_size, math.floor(self.input_size / self.crop_pct)
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return {
+            "input": f"RGB, short side resized to {short} ({self.interpolation}), center crop {size}×{size}",
+            "mean, std": f"{mean}; {std} for pixels from 0 to 1",
+        }
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild from `to_dict`.
@@ -184,6 +193,11 @@ class Preprocessing:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except TypeError as error:
             raise ValueError(f"this is no record of a preprocessing: {error}") from error
+
+
+def read_record(values: Mapping[str, Any]) -> Preprocessing:
+    """Rebuild a preprocessing from its record."""
+    return Preprocessing.from_dict(values)
 
 
 def read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:

@@ -2,8 +2,9 @@
 
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention
 from scalablevit_pl.models.classifier import ImageClassifier
-from scalablevit_pl.models.factory import build_classifier, create_model, list_models
+from scalablevit_pl.models.factory import build_classifier, create_model, from_pretrained, list_models
 from scalablevit_pl.models.fusion import fuse
+from scalablevit_pl.models.pretrained import PretrainedNetwork
 from scalablevit_pl.models.scalablevit import (
     ScalableViT,
     scalablevit_b,
@@ -15,10 +16,12 @@ from scalablevit_pl.models.scalablevit import (
 __all__ = [
     "ImageClassifier",
     "InteractiveWindowSelfAttention",
+    "PretrainedNetwork",
     "ScalableSelfAttention",
     "ScalableViT",
     "build_classifier",
     "create_model",
+    "from_pretrained",
     "fuse",
     "list_models",
     "scalablevit_b",

@@ -1,15 +1,19 @@
 """An image classifier: backbone and head, with the interface of timm's models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
 
-from scalablevit_pl.models.fusion import fuse
 from scalablevit_pl.models.heads.classification import GlobalPool, LinearHead, MlpHead
-from scalablevit_pl.models.pretrained import PretrainedClassifier
-from scalablevit_pl.models.scalablevit import ScalableViT
+from scalablevit_pl.models.pretrained import PretrainedNetwork
+from scalablevit_pl.models.scalablevit import STRIDES, ScalableViT
+
+if TYPE_CHECKING:
+    from scalablevit_pl.models.pretrained import ImageLike
+    from scalablevit_pl.weights.stored import Description
 
 HeadName = Literal["mlp", "linear"]
 HEADS: dict[str, type[LinearHead]] = {"mlp": MlpHead, "linear": LinearHead}
@@ -34,7 +38,15 @@ def default_pretrained_cfg(name: str, num_classes: int = 1000, in_channels: int 
     }
 
 
-class ImageClassifier(PretrainedClassifier):
+def timm_entries(preprocessing: Any, in_chans: int = 3) -> dict[str, Any]:
+    """Describe a preprocessing in timm's names."""
+    size = (in_chans, preprocessing.input_size, preprocessing.input_size)
+    values: dict[str, Any] = preprocessing.to_dict() | {"mean": preprocessing.mean, "std": preprocessing.std}
+    pool_size = (-(-preprocessing.input_size // STRIDES[-1]),) * 2  # of the last map
+    return values | {"input_size": size, "pool_size": pool_size, "crop_mode": "center"}
+
+
+class ImageClassifier(PretrainedNetwork):
     """A ScalableViT backbone with a classification head; its weights are named `backbone.*` and `head.*`.
 
     Args:
@@ -45,7 +57,7 @@ class ImageClassifier(PretrainedClassifier):
         global_pool: `avg`, or nothing for an output at every token of the last map.
 
     Attributes:
-        config: Plain values from which `build_classifier` makes the same network. Nothing describes a pruned one.
+        config: Plain values from which `build_classifier` builds the same network; empty once it is pruned.
         pretrained_cfg: What goes with the weights, in timm's names: preprocessing, and `label_names` where known.
             `reset_classifier` drops the labels alone; `default_cfg` is the same.
         feature_info: For each map its channels (`num_chs`), stride (`reduction`) and module (`module`).
@@ -55,6 +67,11 @@ class ImageClassifier(PretrainedClassifier):
     Raises:
         ValueError: If the number of classes is negative, or the head or the pooling unknown.
     """
+
+    task = "image-classification"
+    last_layer = "head.fc"
+    backbone: ScalableViT
+    usage = 'model.predict("photo.jpg")  # the most probable labels with their probabilities'
 
     def __init__(
         self,
@@ -106,11 +123,74 @@ class ImageClassifier(PretrainedClassifier):
         names = self.pretrained_cfg.get("label_names")
         return list(names) if names and len(names) == self.num_classes else None
 
-    @class_names.setter
+    @class_names.setter  # type: ignore[override]
     def class_names(self, names: Sequence[str]) -> None:
         if len(names) != self.num_classes:
             raise ValueError(f"{len(names)} names for {self.num_classes} classes: give one for each")
         self.pretrained_cfg["label_names"] = list(names)
+
+    @property
+    def preprocessing(self) -> Any:
+        """Transform of the images, as `pretrained_cfg` describes it.
+
+        Raises:
+            ValueError: If `pretrained_cfg` describes something else than a square center crop.
+        """
+        from scalablevit_pl.preprocessing import read_preprocessing
+
+        return read_preprocessing(self.pretrained_cfg)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the classifier that a `config` describes, randomly initialized."""
+        # Older descriptions have no pooling.
+        arguments = {"global_pool": "avg", **config, "backbone": ScalableViT(**config["backbone"])}
+        return cls(**arguments)
+
+    def annotate(self, description: "Description", labels: bool = True) -> None:
+        """Set preprocessing and, with `labels`, class names in `pretrained_cfg` to those of a description."""
+        cfg, names = dict(description.pretrained_cfg), description.class_names
+        if not cfg and description.preprocessing is not None:
+            cfg = timm_entries(description.preprocessing, self.in_chans)
+        cfg.pop("label_names", None)
+        self.pretrained_cfg.update(cfg | {"num_classes": self.num_classes})
+        if labels and names is not None:
+            self.class_names = names
+
+    def describe(self) -> "Description":
+        """Return everything about the network except its weights.
+
+        Raises:
+            ValueError: If the network was pruned, so that nothing describes it.
+        """
+        return replace(super().describe(), pretrained_cfg=self.pretrained_cfg)
+
+    def predict(  # type: ignore[override]
+        self, images: "ImageLike | Sequence[ImageLike]", top_k: int = 5, batch_size: int = 32
+    ) -> list[list[tuple[str, float]]]:
+        """Classify images.
+
+        Args:
+            images: An image or several, each as `preprocess` takes it.
+            top_k: Number of labels to return, at most.
+            batch_size: Images that go through the network at a time.
+
+        Returns:
+            For each image its most probable labels with their probabilities, the most probable first. Without class
+            names a label is the class's index.
+
+        Raises:
+            ValueError: If an image cannot be read, or a number is below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        names = self.class_names or [str(index) for index in range(self.num_classes)]
+        predictions = []
+        for logits in self._outputs(images, batch_size):
+            top = logits.float().softmax(dim=1).topk(min(top_k, self.num_classes))
+            for probabilities, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                predictions.append([(names[i], p) for i, p in zip(indices, probabilities, strict=True)])
+        return predictions
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits `(B, num_classes)` from images `(B, C, H, W)` of any size."""
@@ -214,14 +294,6 @@ class ImageClassifier(PretrainedClassifier):
         self.default_cfg = self.pretrained_cfg
         # A new dictionary: the old one may already stand in a record.
         self.config = self.config | {"num_classes": num_classes, "global_pool": self.head.global_pool}
-
-    def fuse(self) -> Self:
-        """Compute linear layers and GELUs by oneDNN in inference on a CPU, as `scalablevit_pl.models.fuse` does.
-
-        Weights and their names stay; outputs differ by rounding. Quantize before. Returns the network itself.
-        """
-        fuse(self)
-        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass, which saves memory and costs time."""

@@ -1,11 +1,15 @@
-"""Networks by name, and from the plain values that travel with weights."""
+"""Build networks by name, from their descriptions, and from stored weights."""
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from torch import nn
 
 from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
+from scalablevit_pl.models.pretrained import LoadOptions, PretrainedNetwork, load_tensors, read_pretrained
 from scalablevit_pl.models.scalablevit import (
     ScalableViT,
     scalablevit_b,
@@ -14,7 +18,13 @@ from scalablevit_pl.models.scalablevit import (
     scalablevit_s,
 )
 
-# Each name with its builder and the head it has unless another one is asked for.
+if TYPE_CHECKING:
+    from scalablevit_pl.weights.stored import Description, StoredModel
+
+NETWORKS: dict[str, type[PretrainedNetwork]] = {kind.task: kind for kind in (ImageClassifier,)}
+# Arguments of `timm.create_model` that say where weights come from.
+TIMM_SOURCES = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
+# Each name with its builder and its default head.
 MODELS: dict[str, tuple[Callable[..., ScalableViT], HeadName]] = {
     "scalablevit_nano": (scalablevit_nano, "linear"),
     "scalablevit_s": (scalablevit_s, "mlp"),
@@ -72,14 +82,91 @@ def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False
         grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
 
     Raises:
-        ValueError: If the values are not those of a classifier.
+        ValueError: If the values do not describe a classifier.
     """
     try:
-        backbone = ScalableViT(**config["backbone"])
-        # Older descriptions know no pooling.
-        global_pool = config.get("global_pool", "avg")
-        classifier = ImageClassifier(backbone, config["num_classes"], config["head"], config["name"], global_pool)
+        classifier = ImageClassifier.from_config(config)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"this is no description of a ScalableViT classifier: {error}") from error
+        raise ValueError(f"this does not describe a ScalableViT classifier: {error}") from error
     classifier.set_grad_checkpointing(grad_checkpointing)
     return classifier
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str | Path, *, num_classes: int | None = None, **options: Unpack[LoadOptions]
+) -> PretrainedNetwork:
+    """Load a network of any task from a folder or from the Hugging Face Hub, in eval mode.
+
+    Arguments and errors are those of `PretrainedNetwork.from_pretrained`.
+    """
+    network: PretrainedNetwork = build_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
+    return network
+
+
+def build_stored(stored: "StoredModel", num_classes: int | None = None) -> Any:
+    """Build the network of stored weights around them, in eval mode.
+
+    Args:
+        stored: Of a run, a checkpoint or a model's folder.
+        num_classes: Another number of classes than the model's gives it a new, random last layer.
+
+    Raises:
+        ValueError: If nothing here builds such a network, or the weights do not fit it.
+    """
+    if "class_path" in stored.description.config:
+        return _build_timm(stored)
+    return network_type(stored.description, stored.source).from_stored(stored, num_classes)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a whole model; a network of another package is checked as far as its files go.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    from scalablevit_pl.weights.folder import read_folder
+
+    stored = read_folder(folder)
+    if stored.description.network_class is None:
+        build_stored(stored)
+
+
+def network_type(description: "Description", source: str) -> type[PretrainedNetwork]:
+    """Return the class of the networks for a task.
+
+    Raises:
+        ValueError: If this package has none.
+    """
+    kind = NETWORKS.get(description.task)
+    if kind is None or description.network_class is not None:
+        name = (description.network_class or "its class").rpartition(".")[2]
+        raise ValueError(
+            f"{source!r} holds a network for {description.task} that is not part of this package: load it with "
+            f"{name}.from_pretrained"
+        )
+    return kind
+
+
+def _build_timm(stored: "StoredModel") -> nn.Module:
+    """Build a timm network from the arguments in a checkpoint.
+
+    Raises:
+        ValueError: If timm does not know it, or the weights do not fit.
+    """
+    import timm  # a third of a second that our own networks do not need
+
+    from scalablevit_pl.text import one_line
+    from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
+
+    config, source = stored.description.config, stored.source
+    try:
+        arguments = dict(config["init_args"])
+        # A name may also mean a repository to download from: a checkpoint builds its network and nothing else.
+        if config["class_path"] != TIMM_FACTORY or not timm.is_model(arguments["model_name"]):
+            raise ValueError(f"timm does not know its network {arguments.get('model_name')!r}")
+        network: nn.Module = timm.create_model(**{k: v for k, v in arguments.items() if k not in TIMM_SOURCES})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{source!r} describes no network that can be rebuilt: {reason}") from error
+    load_tensors(network, stored.tensors, source)
+    return network.eval()

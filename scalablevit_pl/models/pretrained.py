@@ -1,98 +1,173 @@
-"""Weights and images of a classifier: load it, save it, share it, and classify with it."""
+"""Load, save and share networks, and run them on images: the base of the networks of all tasks."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # at run time `models` needs torch alone; what loads and decodes is imported where it is used
+if (
+    TYPE_CHECKING
+):  # `import scalablevit_pl.models` needs only torch; what loads and decodes is imported where it is used
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
-    from scalablevit_pl.preprocessing import Preprocessing
+    from scalablevit_pl.weights.card import CardSubject
+    from scalablevit_pl.weights.stored import Description, StoredModel
 
     ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
+logger = logging.getLogger(__name__)
+Module = TypeVar("Module", bound=nn.Module)
 
-class PretrainedClassifier(nn.Module):
-    """What an image classifier does with files, the Hub and images; the network is the subclass's."""
+MAX_BLOCKS = 1000  # a network with more would take longer to build than it is worth
+COST_SIZE = 512  # side in pixels for which multiply-adds are stated where the preprocessing has no fixed size
 
-    pretrained_cfg: dict[str, Any]
-    num_classes: int
-    in_chans: int
+
+class LoadOptions(TypedDict, total=False):
+    """Where and how `from_pretrained` loads weights.
+
+    Attributes:
+        revision: Branch, tag or commit hash on the Hub.
+        token: Access token, or False for none; by default the one that `hf auth login` has stored.
+        cache_dir: Folder for downloads; by default the Hub client's cache.
+        local_files_only: Use the cache, and no network.
+        force_download: Download cached files again.
+        device: Device of the weights; by default the CPU.
+        dtype: Type to convert the weights to; by default they stay as stored.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+    device: str | torch.device | None
+    dtype: torch.dtype | None
+
+
+class PretrainedNetwork(nn.Module):
+    """A network of a task: a `backbone`, a head, and what it takes to load, save, share and use it.
+
+    A subclass sets `task`, builds `backbone` and `head`, and sets `config`, plain values from which `from_config`
+    builds the same network: by default its constructor's arguments. Weights are named `backbone.*` and `head.*`.
+
+    Attributes:
+        task: The Hub's name of the task, such as `semantic-segmentation`; a class attribute.
+        last_layer: Name of the module that is replaced for another number of classes; a class attribute.
+        usage: Line of Python that uses a loaded `model`, for its card; a class attribute.
+        config: Plain values that describe the network.
+        num_classes: Number of classes.
+        in_chans: Channels of the images.
+        class_names: Names of the classes, or None if unknown.
+        preprocessing: Transform of the images, or None if unknown.
+    """
+
+    task: ClassVar[str]
+    last_layer: ClassVar[str]
+    usage: ClassVar[str] = 'model.predict("photo.jpg")'
+    backbone: Any
     config: dict[str, Any]
+    num_classes: int
+    in_chans: int = 3
+    class_names: list[str] | None = None
+    preprocessing: Any = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the network that a `config` describes, randomly initialized."""
+        return cls(**config)
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         num_classes: int | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Self:
-        """Load a classifier from a folder or from the Hugging Face Hub, in eval mode.
+        """Load a network from a folder or from the Hugging Face Hub, in eval mode.
 
-        All files are of one commit, their checksums are compared with the Hub's, and each tensor must be there. Nothing
-        but safetensors and JSON is read.
+        All files are of one commit and their checksums are compared with the Hub's. Every tensor must be there. Only
+        safetensors and JSON are read.
 
         Args:
             pretrained_model_name_or_path: A folder with `model.safetensors` and `config.json`, or `owner/name`.
-            revision: Branch, tag or commit hash on the Hub.
-            token: Access token, or False for none; by default the one that `hf auth login` has stored.
-            cache_dir: Where downloads are kept; by default the Hub client's cache.
-            local_files_only: Take what is cached and ask nobody.
-            force_download: Download again what is cached.
             num_classes: Another number of classes than the model's gives it a new, random last layer.
-            device: Where the weights shall be; by default the CPU.
-            dtype: What they shall be converted to; by default they stay as they are stored.
+            **options: See `LoadOptions`.
 
         Raises:
             ValueError: If there is no such model, or it cannot be read or loaded; the message says what to do.
         """
-        from scalablevit_pl.weights.folder import load_model
-        from scalablevit_pl.weights.source import locate_model
+        return cls.from_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
 
-        folder = locate_model(
-            pretrained_model_name_or_path,
-            revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
+    @classmethod
+    def from_stored(cls, stored: "StoredModel", num_classes: int | None = None) -> Self:
+        """Build the network of stored weights around them, in eval mode; arguments as for `from_pretrained`.
+
+        Raises:
+            ValueError: If the description is of another task or describes no network, or the weights do not fit it.
+        """
+        description, source = stored.description, stored.source
+        if description.task != cls.task:
+            raise ValueError(f"{source!r} holds a network for {description.task}, and {cls.__name__} is for {cls.task}")
+        same = num_classes is None or num_classes == description.config.get("num_classes")
+        config = description.config if same else {**description.config, "num_classes": num_classes}
+        network = build_module(lambda: cls.from_config(config), stored, "meta" if same else "cpu")
+        load_tensors(network, stored.tensors, source, except_for=() if same else (cls.last_layer,), assign=True)
+        if same:
+            network.annotate(description)
+        else:
+            nearest = next(iter(stored.tensors.values()))
+            network.get_submodule(cls.last_layer).to(nearest.device, nearest.dtype)
+            network.annotate(description, labels=False)
+            if num_classes:
+                before = description.config.get("num_classes")
+                logger.warning("the last layer is new and random: %d outputs instead of %s", num_classes, before)
+        return network.eval()
+
+    def annotate(self, description: "Description", labels: bool = True) -> None:
+        """Set preprocessing and, with `labels`, class names to those of a description."""
+        self.preprocessing = description.preprocessing
+        self.class_names = description.class_names if labels else None
+
+    def describe(self) -> "Description":
+        """Return everything about the network except its weights.
+
+        Raises:
+            ValueError: If the network was pruned, so that nothing describes it.
+        """
+        from scalablevit_pl.weights.stored import Description
+
+        if not self.config:
+            raise ValueError("a pruned network has no description from which it could be rebuilt: save the whole one")
+        return Description(
+            self.task, self.config, self.class_names, self.preprocessing, network_class=network_class(self)
         )
-        return cast("Self", load_model(folder, num_classes, device, dtype))
 
     def save_pretrained(self, save_directory: str | Path, *, license: str | None = None) -> None:  # noqa: A002
         """Write `model.safetensors`, `config.json` and the card `README.md` into a folder.
 
-        A card that is there alone stays; that of another model, of which it speaks, is kept as `README.md.old`.
+        A card without weights is left alone; the card of an existing model is backed up to `README.md.old`.
 
         Args:
-            save_directory: The folder; made if need be. Files of the same names are replaced once all are written.
+            save_directory: The folder, created if needed. Existing files are replaced once all are written.
             license: Identifier of the licence for a new card, such as `apache-2.0`.
 
         Raises:
             ValueError: If a weight is not finite, or the network was pruned.
-            OSError: If the folder cannot be written; what stood there stays.
+            OSError: If the folder cannot be written; existing files stay.
         """
         from scalablevit_pl.weights.card import Provenance, write_card
-        from scalablevit_pl.weights.folder import CARD, WEIGHTS, check_whole, save_model
+        from scalablevit_pl.weights.folder import CARD, WEIGHTS
 
-        check_whole(cast("Any", self))
         folder = Path(save_directory)
-        card: str | None = write_card(cast("Any", self), folder.resolve().name, Provenance(license=license))
-        if (folder / CARD).is_file() and not (folder / WEIGHTS).is_file():
-            card = None
-        save_model(cast("Any", self), folder, card)
+        waiting = (folder / CARD).is_file() and not (folder / WEIGHTS).is_file()
+        card = None if waiting else write_card(card_subject(self), folder.resolve().name, Provenance(license=license))
+        save_network(self, folder, card)
 
     def push_to_hub(
         self,
@@ -104,27 +179,26 @@ class PretrainedClassifier(nn.Module):
         branch: str | None = None,
         license: str | None = None,  # noqa: A002
     ) -> str:
-        """Save the classifier into a folder of its own and push that to the Hub as one commit.
+        """Save the network into a temporary folder and push that to the Hub as one commit.
 
-        A model with a card of its own is better saved or exported into a folder, and pushed with `scalablevit push`.
+        To keep a card of your own, save or export into a folder and push that with `scalablevit push`.
 
         Args:
-            repo_id: `owner/name`, or a name below the owner of the token; made if need be.
+            repo_id: `owner/name`, or a name below the owner of the token; created if needed.
             commit_message: Title of the commit.
-            private: Whether a repository that is made is private; by default as the owner's settings say.
+            private: Whether a new repository is private; by default as the owner's settings say.
             token: Access token; by default the one that `hf auth login` has stored.
-            branch: Branch to push to, made if need be; by default the main one.
-            license: The licence under which the model is shared, such as `apache-2.0`; the card has to state one.
+            branch: Branch to push to, created if needed; by default the main one.
+            license: Licence under which the model is shared, such as `apache-2.0`; the card must state one.
 
         Returns:
             The address of the commit.
 
         Raises:
-            ValueError: If something is missing or not allowed, or the Hub does not take the files.
+            ValueError: If something is missing or not allowed, or the Hub rejects the files.
         """
         import tempfile
 
-        from scalablevit_pl.weights.folder import load_model
         from scalablevit_pl.weights.hub import push, repository_url
 
         with tempfile.TemporaryDirectory() as parent:
@@ -133,7 +207,7 @@ class PretrainedClassifier(nn.Module):
             pushed = push(
                 folder,
                 repo_id,
-                check=load_model,
+                check=type(self).from_pretrained,
                 private=private,
                 revision=branch,
                 token=token,
@@ -141,65 +215,183 @@ class PretrainedClassifier(nn.Module):
             )
         return f"{repository_url(pushed.repository)}/commit/{pushed.commit}"
 
-    @property
-    def preprocessing(self) -> "Preprocessing":
-        """What images have to go through, as `pretrained_cfg` says.
-
-        Raises:
-            ValueError: If `pretrained_cfg` asks for something else than a square crop of the centre.
-        """
-        from scalablevit_pl.preprocessing import read_preprocessing
-
-        return read_preprocessing(self.pretrained_cfg)
-
     def preprocess(self, image: "ImageLike") -> Tensor:
-        """Turn an image into what the network was trained on: `(3, input_size, input_size)`, float32, on the CPU.
+        """Transform an image as in training: `(3, H, W)`, float32, on the CPU.
 
         Args:
-            image: The path of a file, a PIL image, or an array of bytes `(H, W)` or `(H, W, 3)`.
+            image: Path of a file, a PIL image, or an array of bytes `(H, W)` or `(H, W, 3)`.
 
         Raises:
-            ValueError: If it is no image or cannot be read, or the network does not take RGB images.
+            ValueError: If it is not an image or cannot be read, or the network does not take RGB images.
         """
         from scalablevit_pl.preprocessing import open_image
 
         if self.in_chans != 3:
             raise ValueError(f"images have 3 channels and this network takes {self.in_chans}: preprocess them yourself")
-        return self.preprocessing(open_image(image))
+        transformed: Tensor = self.preprocessing(open_image(image))
+        return transformed
 
-    def predict(
-        self, images: "ImageLike | Sequence[ImageLike]", top_k: int = 5, batch_size: int = 32
-    ) -> list[list[tuple[str, float]]]:
-        """Classify images.
+    def predict(self, images: "ImageLike | Sequence[ImageLike]", batch_size: int = 32) -> list[Any]:
+        """Run the network on images and return the output for each.
 
         Args:
             images: An image or several, each as `preprocess` takes it.
-            top_k: How many labels to give, at most.
-            batch_size: How many images go through the network at a time.
-
-        Returns:
-            For each image its most probable labels with their probabilities, the most probable first. Where the names
-            of the classes are not known, a label is the class's index.
+            batch_size: Images that go through the network at a time.
 
         Raises:
             ValueError: If an image cannot be read, or a number is below 1.
         """
-        if min(top_k, batch_size) < 1:
-            raise ValueError(f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}")
+        return [output for outputs in self._outputs(images, batch_size) for output in outputs]
+
+    def _outputs(self, images: Any, batch_size: int) -> Iterator[Any]:
+        """Yield the network's output, in eval mode and without gradients, for batches of images of equal size."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         several: Any = images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
-        names = getattr(self, "class_names", None) or [str(index) for index in range(self.num_classes)]
         weight, modes = next(self.parameters()), {module: module.training for module in self.modules()}
         self.eval()
-        predictions = []
         try:
             with torch.inference_mode():
-                for start in range(0, len(several), batch_size):
-                    batch = torch.stack([self.preprocess(image) for image in several[start : start + batch_size]])
-                    logits: Tensor = self(batch.to(weight.device, weight.dtype))
-                    top = logits.float().softmax(dim=1).topk(min(top_k, self.num_classes))
-                    for probabilities, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                        predictions.append([(names[i], p) for i, p in zip(indices, probabilities, strict=True)])
+                for batch in _batches(map(self.preprocess, several), batch_size):
+                    yield self(batch.to(weight.device, weight.dtype))
         finally:
             for module, training in modes.items():  # a part of it may be frozen in eval mode
                 module.training = training
-        return predictions
+
+
+def _batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Stack consecutive images of equal size, `(C, H, W)` each, into batches."""
+    waiting: list[Tensor] = []
+    for image in images:
+        if waiting and (len(waiting) == batch_size or waiting[0].shape != image.shape):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(image)
+    if waiting:
+        yield torch.stack(waiting)
+
+
+def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpack[LoadOptions]) -> "StoredModel":
+    """Read a network's description and weights from a folder or from the Hub.
+
+    Args:
+        name_or_path: A folder, or `owner/name`.
+        prefix: Read only the tensors whose names begin with it.
+        **options: See `LoadOptions`.
+
+    Raises:
+        ValueError: If there is no such model, or it cannot be read.
+    """
+    from dataclasses import replace
+
+    from scalablevit_pl.weights.folder import read_folder
+    from scalablevit_pl.weights.source import locate_model
+
+    device, dtype = options.pop("device", None), options.pop("dtype", None)
+    stored = read_folder(locate_model(name_or_path, **options), device, prefix)  # type: ignore[misc]
+    return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
+
+
+def build_module(build: Callable[[], Module], stored: "StoredModel", device: str = "meta") -> Module:
+    """Build the network, or a part of it, that a description describes; on the meta device nothing takes memory.
+
+    Raises:
+        ValueError: If it describes none, or one that is deeper than the number of tensors allows.
+    """
+    from scalablevit_pl.text import one_line
+
+    try:
+        blocks = sum(stored.description.config.get("backbone", {}).get("depths", []))
+        limit = min(len(stored.tensors) or MAX_BLOCKS, MAX_BLOCKS)
+        if blocks > limit:  # a hostile depth would take too long to build
+            raise ValueError(f"it has {blocks} blocks, more than its {limit} tensors allow")
+        with torch.device(device):
+            return build()
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{stored.source!r} describes no network that can be built: {one_line(error)}") from error
+
+
+def load_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    prefix: str = "",
+    except_for: Sequence[str] = (),
+    assign: bool = False,
+) -> None:
+    """Load weights strictly: every tensor of the module, and no other.
+
+    Args:
+        module: Changed in place.
+        tensors: Weights by name.
+        source: Name of the weights, for messages.
+        prefix: Use only the tensors whose names begin with it; it is removed from their names.
+        except_for: Submodules that keep their own weights.
+        assign: Use the tensors themselves instead of copying them.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape; it names them.
+    """
+    own = module.state_dict()
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    kept = {name for name in (*own, *tensors) if any(name.startswith(f"{part}.") for part in except_for)}
+    loaded = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    _compare(
+        {name: tuple(tensor.shape) for name, tensor in own.items() if name not in kept},
+        {name: tuple(tensor.shape) for name, tensor in loaded.items()},
+        source,
+    )
+    module.load_state_dict(loaded | {name: own[name] for name in own if name in kept}, assign=assign)
+    logger.info("%s: loaded %d of %d tensors", source, len(loaded), len(tensors))
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
+    wrong = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for what, names in (
+            ("missing", sorted(expected.keys() - found.keys())),
+            ("left over", sorted(found.keys() - expected.keys())),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"the tensors of {source!r} are not those of the network: {'; '.join(problems)}")
+
+
+def save_network(
+    network: PretrainedNetwork, folder: str | Path, card: str | None, pictures: Sequence[Path] = ()
+) -> None:
+    """Write a network's folder; arguments and errors are those of `weights.folder.write_folder`."""
+    from scalablevit_pl.weights.folder import write_folder
+
+    # Parts that `torch.compile` has wrapped are saved under their plain names.
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+    write_folder(folder, network.describe(), tensors, card, pictures)
+
+
+def network_class(network: nn.Module) -> str | None:
+    """Return the import path of a network's class, or None if it is one of this package."""
+    kind = type(network)
+    return None if kind.__module__.startswith(f"{__package__}.") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def card_subject(network: PretrainedNetwork) -> "CardSubject":
+    """Describe a network for its card."""
+    from scalablevit_pl.models.cost import measure_cost
+    from scalablevit_pl.weights.card import CardSubject
+
+    description = network.describe()
+    size = getattr(network.preprocessing, "input_size", COST_SIZE)
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    try:
+        cost = measure_cost(network, size)
+    except (NotImplementedError, RuntimeError):  # a network of a user's that cannot run on the meta device
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return CardSubject(description, parameters, dtype, network.usage)
+    return CardSubject(description, cost.parameters, dtype, network.usage, cost.multiply_adds_text, size)

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention, WindowPad
 from scalablevit_pl.models.blocks import PatchEmbed, ScalableViTStage, initialize_weights
 from scalablevit_pl.models.fusion import fuse
+from scalablevit_pl.models.pretrained import LoadOptions, build_module, load_tensors, read_pretrained
 
 STRIDES = (4, 8, 16, 32)
 
@@ -139,34 +139,15 @@ class ScalableViT(nn.Module):
         self.config = {}
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Load the backbone of a classifier in a folder or on the Hugging Face Hub, in eval mode.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Unpack[LoadOptions]) -> Self:
+        """Load the backbone of a network of any task from a folder or from the Hugging Face Hub, in eval mode.
 
-        Arguments and errors are those of `ImageClassifier.from_pretrained`.
+        Arguments and errors are those of `PretrainedNetwork.from_pretrained`.
         """
-        from scalablevit_pl.weights.folder import load_backbone
-        from scalablevit_pl.weights.source import locate_model
-
-        folder = locate_model(
-            pretrained_model_name_or_path,
-            revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        return cast("Self", load_backbone(folder, device, dtype))
+        stored = read_pretrained(pretrained_model_name_or_path, "backbone.", **options)
+        backbone = build_module(lambda: cls(**stored.description.config["backbone"]), stored)
+        load_tensors(backbone, stored.tensors, stored.source, prefix="backbone.", assign=True)
+        return backbone.eval()
 
     def fuse(self) -> Self:
         """Compute linear layers and GELUs by oneDNN in inference on a CPU, as `scalablevit_pl.models.fuse` does.

@@ -1,21 +1,50 @@
-"""The card of a model: what it is, what it learnt from, how well it does, under which licence, and how to load it."""
+"""The card of a model: what it is, how it was trained, how well it performs, its licence, and how to load it."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from scalablevit_pl.models import ImageClassifier
-from scalablevit_pl.profiling.cost import measure_cost
+from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.hub import is_repository
+from scalablevit_pl.weights.stored import CLASSIFICATION, Description
 
 PAPER = "2203.10790"
-METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Loss")}
 SHOWN_LABELS = 20
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """The network that a card describes.
+
+    Attributes:
+        description: Task, architecture, classes and preprocessing.
+        parameters: Number of weights.
+        dtype: Type of the weights, such as `float32`.
+        usage: Line of Python that uses the loaded `model`.
+        multiply_adds: Multiply-adds for one image, in words; empty if unknown.
+        input_size: Side of the image for which they were counted, in pixels.
+    """
+
+    description: Description
+    parameters: int
+    dtype: str
+    usage: str
+    multiply_adds: str = ""
+    input_size: int = 0
+
+
+class Score(NamedTuple):
+    """A measured metric: its name for people, the Hub's name of such a metric, and the value."""
+
+    label: str
+    hub_type: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -25,33 +54,33 @@ class Evaluation:
     Attributes:
         dataset: Name of the data set, or its id on the Hub.
         split: Name of the split.
-        samples: How many images were counted.
-        metrics: `top1` and `top5` as fractions, `loss`.
-        command: What printed them.
-        revision: The data set's revision, if it was given.
+        samples: Number of evaluated images.
+        scores: The metrics; accuracies are fractions.
+        command: The command that measured them.
+        revision: The data set's revision, if known.
     """
 
     dataset: str
     split: str
     samples: int
-    metrics: Mapping[str, float]
+    scores: Sequence[Score]
     command: str
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model's weights come from; what is not known is left out of the card.
+    """Origin of a model's weights; the card omits what is unknown.
 
     Attributes:
         license: Identifier of the licence, as the Hub spells it.
         dataset: Name of the training data, or its id on the Hub.
-        command: What trained the model.
+        command: Command that trained the model.
         settings: Main settings of the training, for a table.
         config: The training's whole configuration.
-        curves: Name of the picture of the training's curves beside the card.
-        evaluations: How well the model does.
-        note: A paragraph on the origin, for weights that were not trained by a run.
+        curves: File name of the training curves beside the card.
+        evaluations: Measured results.
+        note: Paragraph on the origin of weights that no run trained.
     """
 
     license: str | None = None
@@ -64,46 +93,47 @@ class Provenance:
     note: str | None = None
 
 
-def write_card(model: ImageClassifier, title: str, provenance: Provenance) -> str:
-    """Write the text of `README.md`, with the metadata that the Hub reads at its head.
+def write_card(subject: CardSubject, title: str, provenance: Provenance) -> str:
+    """Write the text of `README.md`, which begins with the metadata that the Hub reads.
 
     Args:
-        model: The classifier that the card describes.
+        subject: The network.
         title: Name of the model.
-        provenance: Where its weights come from.
+        provenance: Origin of its weights.
     """
     sections = [
-        f"# {_one_line(title)}",
-        _introduction(model, provenance),
-        _usage(title),
-        _network_table(model),
+        f"# {one_line(title)}",
+        _introduction(subject.description, provenance),
+        _usage(subject, title),
+        _network_table(subject),
         _training(provenance),
         _results(provenance.evaluations),
         f"## Licence\n\n{_license(provenance)}",
     ]
-    return f"---\n{_metadata(title, provenance)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    metadata = _metadata(subject.description.task, title, provenance)
+    return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _metadata(title: str, provenance: Provenance) -> str:
+def _metadata(task: str, title: str, provenance: Provenance) -> str:
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=_slug(evaluation.dataset),
             dataset_name=evaluation.dataset,
             dataset_split=evaluation.split,
             dataset_revision=evaluation.revision,
-            metric_type=METRICS[name][0],
-            metric_name=f"{METRICS[name][1]} on {evaluation.samples} images",
-            metric_value=round(value, 6),
+            metric_type=score.hub_type,
+            metric_name=f"{_capital(score.label)} on {evaluation.samples} images",
+            metric_value=round(score.value, 6),
         )
         for evaluation in provenance.evaluations
-        for name, value in evaluation.metrics.items()
+        for score in evaluation.scores
     ]
     data = ModelCardData(
         license=provenance.license,
         library_name="scalablevit_pl",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "scalablevit", "safetensors", f"arxiv:{PAPER}"],
+        pipeline_tag=task,
+        tags=[task, "scalablevit", "safetensors", f"arxiv:{PAPER}"],
         datasets=[_slug(provenance.dataset)] if provenance.dataset else None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -112,48 +142,47 @@ def _metadata(title: str, provenance: Provenance) -> str:
 
 
 def _slug(dataset: str) -> str:
-    """Spell a data set's name as the Hub's metadata wants it: an id, or letters, digits and signs."""
+    """Spell a data set's name as the Hub's metadata requires: an id, or letters, digits and signs."""
     if is_repository(dataset):
         return dataset
     return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in dataset).strip("-.") or "unknown"
 
 
-def _introduction(model: ImageClassifier, provenance: Provenance) -> str:
-    names = model.class_names
-    labels = f"{model.num_classes} classes"
-    if names is not None:
-        shown = ", ".join(map(_plain, names[:SHOWN_LABELS]))
-        labels += f": {shown}" + (f" and {len(names) - SHOWN_LABELS} more" if len(names) > SHOWN_LABELS else "")
-    text = (
-        f"An image classifier of the architecture [ScalableViT](https://arxiv.org/abs/{PAPER}) "
-        f"(`{model.config['name']}`), made with `scalablevit_pl`. It knows {labels}."
-    )
+def _introduction(description: Description, provenance: Provenance) -> str:
+    kind = "An image classifier" if description.task == CLASSIFICATION else f"A network for {_words(description.task)}"
+    name = f" (`{description.config['name']}`)" if "name" in description.config else ""
+    architecture = f"with the architecture [ScalableViT](https://arxiv.org/abs/{PAPER}){name}"
+    text = f"{kind} {architecture}, made with `scalablevit_pl`.{_labels(description)}"
     return text if provenance.note is None else f"{text}\n\n{provenance.note}"
 
 
-def _usage(title: str) -> str:
-    name = json.dumps(title, ensure_ascii=False)  # which is how Python spells it, too
-    return (
-        "## Use\n\n```python\nfrom scalablevit_pl import from_pretrained\n\n"
-        f"model = from_pretrained({name})  # this folder\n"
-        'model.predict("photo.jpg")  # the most probable labels with their probabilities\n```'
-    )
+def _labels(description: Description) -> str:
+    names, count = description.class_names, description.config.get("num_classes")
+    if names is None:
+        return "" if count is None else f" It has {count} classes."
+    shown = ", ".join(map(_plain, names[:SHOWN_LABELS]))
+    more = f" and {len(names) - SHOWN_LABELS} more" if len(names) > SHOWN_LABELS else ""
+    return f" It has {len(names)} classes: {shown}{more}."
 
 
-def _network_table(model: ImageClassifier) -> str:
-    preprocessing = model.preprocessing
-    cost = measure_cost(model.config, preprocessing.input_size)
-    size = preprocessing.input_size
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    rows = {
-        "parameters": f"{cost.parameters:,}",
-        f"multiply-adds at {size}×{size}": f"{cost.multiply_adds / 1e9:.3f} G in convolutions and linear layers, "
-        f"and {cost.attention_multiply_adds / 1e9:.3f} G in attention products",
-        "weights": f"safetensors, {dtype}",
-        "input": f"RGB, short side resized to {math.floor(size / preprocessing.crop_pct)} "
-        f"({preprocessing.interpolation}), centre crop {size}×{size}",
-        "mean, std": f"{_numbers(preprocessing.mean)}; {_numbers(preprocessing.std)} for pixels from 0 to 1",
-    }
+def _usage(subject: CardSubject, title: str) -> str:
+    name = json.dumps(title, ensure_ascii=False)  # which is valid Python, too
+    path = subject.description.network_class or ""
+    module, _, kind = path.rpartition(".")
+    if CLASS_PATH.fullmatch(path):
+        load = f"from {module} import {kind}\n\nmodel = {kind}.from_pretrained({name})  # this folder"
+    else:
+        load = f"from scalablevit_pl import from_pretrained\n\nmodel = from_pretrained({name})  # this folder"
+    return f"## Use\n\n```python\n{load}\n{subject.usage}\n```"
+
+
+def _network_table(subject: CardSubject) -> str:
+    rows = {"parameters": f"{subject.parameters:,}"}
+    if subject.multiply_adds:
+        rows[f"multiply-adds at {subject.input_size}×{subject.input_size}"] = subject.multiply_adds
+    rows["weights"] = f"safetensors, {subject.dtype}"
+    if subject.description.preprocessing is not None:
+        rows |= subject.description.preprocessing.summary()
     return "## Network\n\n" + _table(("", ""), rows.items())
 
 
@@ -168,7 +197,7 @@ def _training(provenance: Provenance) -> str:
     if provenance.settings:
         parts.append(_table(("setting", "value"), provenance.settings.items()))
     if provenance.curves is not None:
-        parts.append(f"![Loss, accuracy and learning rate over the epochs]({provenance.curves})")
+        parts.append(f"![Metrics and learning rate over the epochs]({provenance.curves})")
     if provenance.config is not None:
         text = yaml.safe_dump(dict(provenance.config), sort_keys=False, allow_unicode=True).strip()
         parts.append(f"<details>\n<summary>All settings</summary>\n\n```yaml\n{text}\n```\n\n</details>")
@@ -178,41 +207,37 @@ def _training(provenance: Provenance) -> str:
 def _results(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return ""
-    rows = [
-        (
-            f"{evaluation.dataset}, split `{evaluation.split}`",
-            f"{evaluation.samples:,}",
-            *(f"{evaluation.metrics[name]:.4f}" if name in evaluation.metrics else "" for name in METRICS),
-        )
-        for evaluation in evaluations
-    ]
+    labels = list(dict.fromkeys(score.label for evaluation in evaluations for score in evaluation.scores))
+    rows = []
+    for evaluation in evaluations:
+        values = {score.label: f"{score.value:.4f}" for score in evaluation.scores}
+        cells = [values.get(label, "") for label in labels]
+        rows.append((f"{evaluation.dataset}, split `{evaluation.split}`", f"{evaluation.samples:,}", *cells))
     commands = "\n".join(dict.fromkeys(evaluation.command for evaluation in evaluations))
-    return "## Results\n\n" + _table(("data", "images", "top-1", "top-5", "loss"), rows) + f"\n\n```\n{commands}\n```"
+    return f"## Results\n\n{_table(('data', 'images', *labels), rows)}\n\n```\n{commands}\n```"
 
 
 def _license(provenance: Provenance) -> str:
     if provenance.license is None:
-        return "None has been stated yet."
-    return (
-        f"`{provenance.license}`" if provenance.license != "other" else "Other: see above where the weights come from."
-    )
+        return "No licence has been stated yet."
+    return f"`{provenance.license}`" if provenance.license != "other" else "Other: see the origin of the weights above."
 
 
-def _table(head: Sequence[str], rows: Any) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
-        "| " + " | ".join(_one_line(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines
+        "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
 
 
 def _plain(text: str) -> str:
-    """Write a label so that it stays text: on one line, with Markdown's signs and HTML's escaped."""
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>#|~&!" else sign for sign in _one_line(text))
+    """Escape a label so that it stays text: on one line, without Markdown or HTML."""
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>#|~&!" else sign for sign in " ".join(text.split()))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _words(task: str) -> str:
+    return task.replace("-", " ")
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _capital(label: str) -> str:
+    return label[:1].upper() + label[1:]

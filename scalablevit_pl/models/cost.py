@@ -1,0 +1,101 @@
+"""The cost of a network: parameters, multiply-adds and memory."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Cost of a network for one image.
+
+    Attributes:
+        parameters: Number of weights.
+        multiply_adds: Those of convolutions and linear layers, as the paper counts them, without biases.
+        attention_multiply_adds: Those of the two products in attention, in addition.
+        input_size: Side of the image in pixels.
+    """
+
+    parameters: int
+    multiply_adds: int
+    attention_multiply_adds: int
+    input_size: int
+
+    @property
+    def multiply_adds_text(self) -> str:
+        """Both kinds of multiply-adds, for people."""
+        products = f"{self.attention_multiply_adds / 1e9:.3f} G in attention products"
+        return f"{self.multiply_adds / 1e9:.3f} G in convolutions and linear layers, and {products}"
+
+
+def measure_cost(network: Any, input_size: int) -> NetworkCost:
+    """Count the parameters, and the multiply-adds for one image `(in_chans, input_size, input_size)`.
+
+    Args:
+        network: On any device, also the meta device; it is not changed.
+        input_size: Side of the image in pixels.
+    """
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    image = (network.in_chans, input_size, input_size)
+    return NetworkCost(parameters, *count_multiply_adds(network, image), input_size)
+
+
+def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
+    """Count the multiply-adds of any network for one image: of convolutions and linear layers, and of attention.
+
+    Biases, norms and activations are not counted. Nothing is computed, and the network is not changed.
+
+    Args:
+        network: The network, on any device and in the mode to count.
+        image: Channels, height and width.
+    """
+    counts = count_by_operator(network, image)
+    attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
+    return sum(counts.values()) - attention, attention
+
+
+def count_by_operator(network: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
+    """Count the multiply-adds for one image like `count_multiply_adds`, by operator such as `aten.addmm`."""
+    state = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+    # On the meta device torch decomposes attention into batched products, which are counted separately.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(network, state, (torch.empty(1, *image, device="meta"),))
+    # torch counts a multiply-add as two operations.
+    return {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes of tensors that a call holds at once, in addition to those that existed before.
+
+    On a GPU this is the count of torch's allocator. On a CPU it is the running sum of the allocations that torch's
+    profiler sees, without what libraries such as oneDNN allocate themselves.
+
+    Args:
+        call: The call. Run it once before: what a first call allocates and keeps is not part of a step.
+        device: The device that computes.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences warnings about missing GPUs
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    results = trace.profiler.kineto_results if trace.profiler is not None else None
+    changes = [event for event in (results.events() if results else []) if event.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak
