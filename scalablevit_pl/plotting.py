@@ -1,4 +1,4 @@
-"""The pictures of a run. They are drawn without a display, and written aside before they take their name."""
+"""Pictures of a run, drawn without a display and written atomically."""
 
 import math
 import warnings
@@ -19,13 +19,13 @@ from matplotlib.ticker import MaxNLocator
 from scalablevit_pl.storage import written_aside
 from scalablevit_pl.text import shorten
 
-# Told apart by colour-blind people, too.
+# Distinguishable for colour-blind people.
 TRAIN, VAL, EMA, RATE, WRONG = "#0072B2", "#D55E00", "#009E73", "#555555", "#D55E00"
-# Of Okabe and Ito's palette, likewise, without the yellow that vanishes on white; two more dark ones.
+# Okabe and Ito's palette without the yellow, which vanishes on white, and two more dark colours.
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
-# The first is matplotlib's own; each of the others knows Chinese, Japanese and Korean on some system.
+# The first is matplotlib's own; each of the others has Chinese, Japanese and Korean glyphs on some system.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
-LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # classes up to which a confusion matrix shows its names and numbers
+LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # most classes with which a confusion matrix shows names and numbers
 PARTS = (
     ("train", TRAIN, "training"),
     ("val", VAL, "validation"),
@@ -35,28 +35,29 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; names in it are text, whatever signs they hold."""
+    """Write a figure as PNG; names in it are plain text, without math markup."""
     fonts = [font for font in FONTS if font in get_font_names()]
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_fontfamily(fonts)
     with written_aside(path) as aside, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # there is no font for it here; the tables have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # no installed font has it; the tables do
         figure.savefig(aside, format="png", dpi=110)
 
 
-def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
-    """Draw loss and accuracy over the epochs, the learning rate below.
+def draw_curves(curves: Mapping[str, Curve], labels: Mapping[str, str], path: Path, title: str) -> None:
+    """Draw metrics over the epochs side by side, the learning rate below.
 
     Args:
-        curves: Epochs and values by metric name: `{train,val,val_ema}/{loss,top1}` and `train/lr`, as far as there are.
+        curves: Epochs and values by metric name: `{train,val,val_ema}/NAME` and `train/lr`, as far as they exist.
+        labels: Label of the axis for each NAME.
         path: The PNG to write.
-        title: Stands above.
+        title: Title of the figure.
     """
-    figure = Figure(figsize=(9.0, 6.0), layout="constrained")
+    figure = Figure(figsize=(4.5 * max(2, len(labels)), 6.0), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplot_mosaic([["loss", "top1"], ["lr", "lr"]], height_ratios=[3, 1])
-    for name, label in (("loss", "loss (cross-entropy)"), ("top1", "top-1 accuracy")):
+    axes = figure.subplot_mosaic([list(labels), ["lr"] * len(labels)], height_ratios=[3, 1])
+    for name, label in labels.items():
         for part, colour, meaning in PARTS:
             _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, meaning)
         axes[name].set(xlabel="epoch", ylabel=label)
@@ -66,21 +67,21 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     axes["lr"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     last = max((epoch for epochs, _ in curves.values() for epoch in epochs), default=1.0)
     for axis in axes.values():
-        axis.grid(alpha=0.3)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _style(axis)
         axis.set_xlim(0.0, 1.03 * max(1.0, last))
     save_figure(figure, path)
 
 
-def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], path: Path) -> None:
-    """Draw loss and accuracy of several runs over the epochs, each in a colour of its own.
+def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], labels: Mapping[str, str], path: Path) -> None:
+    """Draw metrics of several runs over the epochs, each run in its own colour.
 
     Args:
-        runs: Name and curves of each run, as `draw_curves` takes them; `val_ema/top1` is drawn, too.
+        runs: Name and curves of each run, the curves as `draw_curves` takes them.
+        labels: Label of the axis for each metric.
         path: The PNG to write.
     """
-    figure = Figure(figsize=(11.0, 5.6), layout="constrained")
-    axes = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
+    figure = Figure(figsize=(5.5 * max(2, len(labels)), 5.6), layout="constrained")
+    axes = dict(zip(labels, np.atleast_1d(figure.subplots(1, len(labels))), strict=True))
     styles = {"train": ("--", "training"), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
     handles, drawn = [], set()
     for (name, curves), colour in zip(runs, RUN_COLOURS, strict=False):
@@ -93,14 +94,18 @@ def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], path: Path)
                 drawn.add(part)
     for part, (style, label) in styles.items():
         if part in drawn:
-            handles += axes["loss"].plot([], [], style, color=RATE, label=label)
-    for axis, label in zip(axes.values(), ("loss (cross-entropy)", "top-1 accuracy"), strict=True):
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.grid(alpha=0.3)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlim(left=0.0)
+            handles += axes[next(iter(labels))].plot([], [], style, color=RATE, label=label)
+    for name, label in labels.items():
+        axes[name].set(xlabel="epoch", ylabel=label)
+        _style(axes[name])
+        axes[name].set_xlim(left=0.0)
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     save_figure(figure, path)
+
+
+def _style(axis: Axes) -> None:
+    axis.grid(alpha=0.3)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_curve(axis: Axes, curve: Curve | None, colour: str, label: str | None) -> None:
@@ -116,7 +121,7 @@ def draw_predictions(
     path: Path,
     title: str,
 ) -> None:
-    """Draw a grid of images with label and prediction, wrong ones marked.
+    """Draw a grid of images with label and prediction; wrong predictions are marked.
 
     Args:
         images: Pixels `(H, W, 3)`.
@@ -124,7 +129,7 @@ def draw_predictions(
         predictions: Predicted class of each image.
         probabilities: Probability of each prediction.
         path: The PNG to write.
-        title: Stands above.
+        title: Title of the figure.
     """
     columns = max(1, min(8, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
@@ -146,13 +151,13 @@ def draw_predictions(
 
 
 def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix: each row a true class, shaded by the share of its images.
+    """Draw a confusion matrix: each row is a true class, shaded by the share of its images.
 
     Args:
-        counts: `(K, K)`, images of class i that were called j.
-        class_names: Names of the K classes; left out where they would not be legible.
+        counts: `(K, K)`, images of class i predicted as j.
+        class_names: Names of the K classes; omitted where they would not be legible.
         path: The PNG to write.
-        title: Stands above.
+        title: Title of the figure.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(class_names)
@@ -162,7 +167,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], pa
     figure.suptitle(title)
     axis, beside = figure.subplots(1, 2, width_ratios=[side, 0.01 if named else 4.0])
     beside.set_axis_off()
-    # Where a class is a pixel or two wide, what is rare would vanish on a linear scale.
+    # Where a class is a pixel or two wide, small shares would vanish on a linear scale.
     norm = PowerNorm(1.0 if named else 0.4, vmin=0.0, vmax=1.0)
     picture = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the true class")
@@ -182,12 +187,13 @@ def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], pa
 
 
 def _frequent_mistakes(counts: npt.NDArray[np.int64], class_names: Sequence[str], top: int = 40) -> list[str]:
-    """Say which classes are taken for which other ones most often."""
+    """List the most frequent confusions of two classes."""
     mistakes = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:top]
-    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, counts.shape), strict=True)]
+    pairs = list(zip(*np.unravel_index(order, counts.shape), strict=True))
+    names = [f"{shorten(name)} ({index})" for index, name in enumerate(class_names)]
     return [
-        f"{counts[row, column]} × {shorten(class_names[row])} ({row}) called {shorten(class_names[column])} ({column})"
-        for row, column in pairs
-        if mistakes[row, column]
+        f"{counts[true, wrong]} × {names[true]} predicted as {names[wrong]}"
+        for true, wrong in pairs
+        if mistakes[true, wrong]
     ]

@@ -1,10 +1,11 @@
-"""When a run writes its checkpoints, and how, so that whatever ends it there is a whole one to go on from."""
+"""When and how a run writes its checkpoints, so that it can resume however it ends."""
 
 import logging
 import math
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,27 @@ from scalablevit_pl.callbacks.metrics_log import MetricsLog
 from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError, StopSignal
 from scalablevit_pl.run_folder import CHECKPOINTS, LAST, newest_checkpoints
 from scalablevit_pl.storage import written_aside
+from scalablevit_pl.text import one_line
 
 logger = logging.getLogger(__name__)
 
-MONITORED = ("val_ema/top1", "val/top1")  # the first that there is
 STEP_VALUES = ("train/step_loss", "train/lr")
-EPOCH_AVERAGES = ("train/loss", "train/top1", "train/top5")
 
 
 class RunCheckpoints(Checkpoint):
-    """Keep the newest checkpoints of a run as `step=N.ckpt`, the newest of all as `last.ckpt`, too, and `best.ckpt`.
+    """Keep the newest checkpoints of a run as `step=N.ckpt`, the newest of them also as `last.ckpt`, and `best.ckpt`.
 
-    A checkpoint is written at the end of each epoch and every so many minutes or steps in between, after an optimizer
-    step. SIGTERM and SIGUSR1 stop the run in the same place. `best.ckpt` is by the top-1 of validation, of the averaged
-    weights where there are any.
+    A checkpoint is written at the end of each epoch and at intervals of minutes or steps within it, always after an
+    optimizer step. SIGTERM and SIGUSR1 stop the run at the same point. `best.ckpt` follows the task's `monitor`, that
+    of the averaged weights if there are any.
 
     Args:
-        every_minutes: Longest time between two of them; null for none within an epoch.
-        every_steps: One after each so many optimizer steps, too.
-        keep: How many `step=N.ckpt` there are at the most. The one before the newest is what is gone on from should the
-            newest be damaged.
+        every_minutes: Longest time between two checkpoints; null for none within an epoch.
+        every_steps: Write a checkpoint after this many optimizer steps, too.
+        keep: Number of `step=N.ckpt` to keep. The one before the newest serves if the newest is damaged.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, every_minutes: float | None = 30.0, every_steps: int | None = None, keep: int = 2) -> None:
@@ -60,29 +59,29 @@ class RunCheckpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best score so far."""
+        """Restore the best score so far."""
         self.best = state_dict["best"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder, and take signals before the loaders' processes are started, which inherit the handlers."""
+        """Install the signal handlers before the loader processes start, which inherit them."""
         self.folder = Path(trainer.default_root_dir) / CHECKPOINTS
         self.signal.install()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take signals from Lightning, which has put its handlers in the place of ours."""
+        """Install the signal handlers again, which Lightning has replaced."""
         self.signal.install()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hide a limit of steps while the loops are restored.
 
-        With one, Lightning takes any checkpoint for one from within an epoch, and goes on from one of an epoch's end
-        with an epoch of no batches.
+        With such a limit, Lightning treats each checkpoint as one from within an epoch, and resumes one from an epoch's
+        end with an epoch of no batches.
         """
         self._max_steps = trainer.max_steps
         trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count time and steps."""
+        """Start to count time and steps."""
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps
         self.signal.install()
         self._seen = trainer.global_step
@@ -91,10 +90,10 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, but not where a resumed run would skip a validation or the rest of an accumulation.
+        """Save if due, except where a resumed run would skip a validation or the rest of an accumulation.
 
         Raises:
-            PreemptedError: If a signal has come; the checkpoint is written.
+            PreemptedError: If a signal has arrived; the checkpoint is written.
         """
         stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
         if not stepped or trainer.fast_dev_run or _ends_in_validation(trainer, batch_idx):  # type: ignore[attr-defined]
@@ -111,12 +110,14 @@ class RunCheckpoints(Checkpoint):
             raise PreemptedError(BY_WEIGHT[stop], trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` if the weights are the best so far."""
-        scores = [trainer.callback_metrics[name] for name in MONITORED if name in trainer.callback_metrics]
+        """Save `best.ckpt` if the task's `monitor` is the best so far."""
+        task: Any = pl_module
+        names = (f"val_ema/{task.monitor}", f"val/{task.monitor}")
+        scores = [trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics]
         if not scores or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        score = float(scores[0])
-        if math.isfinite(score) and (self.best is None or score > self.best):
+        score, sign = float(scores[0]), -1.0 if task.mode == "min" else 1.0
+        if math.isfinite(score) and (self.best is None or sign * score > sign * self.best):
             self.best = score
             trainer.save_checkpoint(self.folder / "best.ckpt", False)
 
@@ -124,18 +125,19 @@ class RunCheckpoints(Checkpoint):
         """Save at the end of an epoch.
 
         Raises:
-            PreemptedError: If a signal has come; the checkpoint is written.
+            PreemptedError: If a signal has arrived; the checkpoint is written.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        _record(trainer, EPOCH_AVERAGES, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        averages = [name for name in trainer.logged_metrics if name.startswith("train/") and name not in STEP_VALUES]
+        _record(trainer, averages, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
         self._save(trainer)
         (stop,) = _greatest(pl_module.device, self._stop())
         if stop:
             raise PreemptedError(BY_WEIGHT[stop], trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back; where the fit ends otherwise they stay ours, and cannot cut a requeueing short."""
+        """Restore the signal handlers; after an error they stay, so that no signal interrupts a requeueing."""
         self.signal.restore()
 
     def _stop(self) -> int:
@@ -151,10 +153,10 @@ class RunCheckpoints(Checkpoint):
                 old.unlink(missing_ok=True)
 
 
-def _record(trainer: pl.Trainer, names: tuple[str, ...], step: int) -> None:
-    """Write into metrics.csv what Lightning logs after the hook in which the checkpoint is written.
+def _record(trainer: pl.Trainer, names: Collection[str], step: int) -> None:
+    """Write metrics into metrics.csv that Lightning logs only after the hook in which the checkpoint is written.
 
-    A run that is killed in between would go on without these numbers.
+    A run that is killed in between would resume without them.
     """
     values = {name: float(value) for name, value in trainer.logged_metrics.items() if name in names}
     for log in trainer.loggers:
@@ -164,7 +166,7 @@ def _record(trainer: pl.Trainer, names: tuple[str, ...], step: int) -> None:
 
 
 def _ends_in_validation(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Tell whether an epoch's end or a validation within it comes after this batch."""
+    """Return whether the epoch's end or a validation within it follows this batch."""
     every: Any = trainer.val_check_batch
     if trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches:
         return True
@@ -173,7 +175,7 @@ def _ends_in_validation(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 def _greatest(device: torch.device, *numbers: int) -> tuple[int, ...]:
-    """Return the greatest of what the processes have of each number, so that all decide alike."""
+    """Return the maximum of each number over the processes, so that all decide alike."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return numbers
     values = torch.tensor(numbers, device=device)
@@ -182,7 +184,7 @@ def _greatest(device: torch.device, *numbers: int) -> tuple[int, ...]:
 
 
 def name_last(path: Path) -> None:
-    """Let `last.ckpt` be this checkpoint: another name of the same file, or a copy where there are no such names."""
+    """Point `last.ckpt` at this checkpoint: a hard link, or a copy where the file system has none."""
     with written_aside(path.with_name(LAST)) as aside:
         aside.unlink(missing_ok=True)
         try:
@@ -192,15 +194,15 @@ def name_last(path: Path) -> None:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write each checkpoint aside and to the disk before it takes its name, so that none is ever cut short."""
+    """Write each checkpoint to a temporary file, sync it to disk and rename it, so that none is ever truncated."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            ValueError: If it cannot be written; the one that was there is left as it was.
+            ValueError: If it cannot be written; an existing one is unchanged.
         """
-        if "://" in str(path):  # not on this machine, where Lightning knows its way
+        if "://" in str(path):  # remote storage is Lightning's business
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
@@ -212,6 +214,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into the latter
             raise ValueError(
-                f"cannot write the checkpoint {str(target)!r} ({' '.join(str(error).split())[:200]}): make room for "
-                "it or mend its folder, then go on with --resume auto"
+                f"cannot write the checkpoint {str(target)!r} ({one_line(error, 200)}): free space or repair "
+                "its folder, then continue with --resume auto"
             ) from error

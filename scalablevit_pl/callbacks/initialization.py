@@ -1,4 +1,4 @@
-"""Where a run's weights come from, if it does not begin with random ones."""
+"""Start a run from trained weights."""
 
 import logging
 from typing import Any
@@ -6,77 +6,96 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scalablevit_pl.weights.checkpoint import TrainedClassifier, same_classes
+from scalablevit_pl.models.pretrained import load_tensors
+from scalablevit_pl.run_folder import differences
+from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel, same_classes
 
 logger = logging.getLogger(__name__)
 
+# Arguments of a backbone that belong to a training, not to its weights.
+TRAINING_ARGUMENTS = ("drop_path_rate", "drop_rate", "attn_drop_rate")
+
 
 class StartFromWeights(pl.Callback):
-    """Put trained weights into the network before the first step, strictly.
+    """Load trained weights into the network before the first step, strictly.
 
-    A fit on other classes keeps its new last layer, which is said; all else must fit.
+    The whole network is loaded if task and classes are the same; all but the last layer for other classes; the backbone
+    alone for another task. The rest is new and random, which is logged.
 
     Args:
-        trained: The trained classifier.
-        source: What to call it.
+        stored: The weights.
+        source: Their name, for messages.
     """
 
-    def __init__(self, trained: TrainedClassifier, source: str) -> None:
-        self.trained = trained
+    def __init__(self, stored: StoredModel, source: str) -> None:
+        self.stored = stored
         self.source = source
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the weights.
 
         Raises:
-            ValueError: If they are not those of the network.
+            ValueError: If they do not fit the network.
         """
         network: Any = pl_module.network
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        weights = self.trained.network.state_dict()
-        classifier: str = network.pretrained_cfg["classifier"]
-        last_layer: set[str] = set()
-        if not same_classes(self.trained.class_names, datamodule.class_names):
-            last_layer = {name for name in weights if name.startswith(f"{classifier}.")}
-        own = {name: tensor for name, tensor in network.state_dict().items() if name in last_layer}
-        try:
-            network.load_state_dict({name: tensor for name, tensor in weights.items() if name not in last_layer} | own)
-        except RuntimeError as error:
+        names = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        if self.stored.description.task != getattr(network, "task", CLASSIFICATION):
+            self._load_backbone(network)
+        elif same_classes(self.stored.class_names, names):
+            load_tensors(network, self.stored.tensors, self.source)
+        else:
+            self._load_features(network, names)
+        del self.stored  # a second copy of the weights
+
+    def _load_backbone(self, network: Any) -> None:
+        task = self.stored.description.task
+        own, theirs = (_backbone_config(config) for config in (network.config, self.stored.description.config))
+        differing = differences(theirs, own)
+        if differing:
             raise ValueError(
-                f"the weights of {self.source!r} do not fit the network: {' '.join(str(error).split())[:300]}"
-            ) from error
-        if last_layer:
-            logger.info(
-                "of %s all but the last layer is used: %s is new and random, for %d classes (%s) instead of %d (%s)",
-                self.source,
-                classifier,
-                len(datamodule.class_names),
-                _some(datamodule.class_names),
-                len(self.trained.class_names),
-                _some(self.trained.class_names),
+                f"the backbone of {self.source!r} is not the network's: {'; '.join(differing[:3])}: use the same "
+                "arguments for both"
             )
-        del self.trained  # a second copy of the weights
+        load_tensors(network.backbone, self.stored.tensors, self.source, prefix="backbone.")
+        logger.info("%s is for %s: its backbone is used, the head is new and random", self.source, task)
+
+    def _load_features(self, network: Any, names: list[str]) -> None:
+        last_layer = network.last_layer
+        load_tensors(network, self.stored.tensors, self.source, except_for=(last_layer,))
+        logger.info(
+            "%s: the last layer (%s) is new and random, for %d classes (%s) instead of %d (%s)",
+            self.source,
+            last_layer,
+            len(names),
+            _some(names),
+            len(self.stored.class_names),
+            _some(self.stored.class_names),
+        )
+
+
+def _backbone_config(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config["backbone"].items() if name not in TRAINING_ARGUMENTS}
 
 
 class SameStart(pl.Callback):
-    """Refuse to start where the processes have found different weights or checkpoints.
+    """Check that all processes start from the same weights or checkpoint.
 
-    Each process that `torchrun` or a cluster starts looks for itself: a branch on the Hub may move between two looks,
-    and a run folder may lie on a disk that only one node has.
+    Each process that `torchrun` or a cluster starts resolves them itself: a branch on the Hub may move in between, and
+    a run folder may be on a disk that only one node has.
 
     Args:
-        source: Checkpoint or weights that this process starts from; None for random ones.
-        step: Optimizer steps that have been made with them.
+        source: Checkpoint or weights of this process; None for random weights.
+        step: Optimizer steps in the checkpoint.
     """
 
     def __init__(self, source: str | None, step: int | None) -> None:
         self.start = (source, step)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare what all processes start from.
+        """Compare the starts of all processes.
 
         Raises:
-            ValueError: If it is not the same; all processes raise it.
+            ValueError: If they differ; all processes raise it.
         """
         if trainer.world_size == 1:
             return
@@ -85,12 +104,12 @@ class SameStart(pl.Callback):
         for rank, start in enumerate(starts):
             if start != starts[0]:
                 raise ValueError(
-                    f"process 0 starts from {_said(*starts[0])} and process {rank} from {_said(*start)}: give weights "
-                    "with their commit, OWNER/NAME@COMMIT, and a run folder that all nodes share"
+                    f"process 0 starts from {_named(*starts[0])} and process {rank} from {_named(*start)}: give "
+                    "weights with their commit, OWNER/NAME@COMMIT, and a run folder that all nodes share"
                 )
 
 
-def _said(source: str | None, step: int | None) -> str:
+def _named(source: str | None, step: int | None) -> str:
     if source is None:
         return "random weights"
     return repr(source) if step is None else f"{source!r} at step {step}"

@@ -1,7 +1,7 @@
-"""What a progress bar shows, and what it leaves on the screen."""
+"""Progress bar of a training."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -9,22 +9,19 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from scalablevit_pl.callbacks.throughput import Throughput
 
-# What fits a line of 80 columns, and by which name.
-SHOWN = {"train/loss": "loss", "val/top1": "top1", "val_ema/top1": "ema"}
-
 
 class LineEnd(pl.Callback):
-    """End the line of a progress bar that an error interrupts, so that the error stands on a line of its own."""
+    """End the line of a progress bar that an error interrupts, so that the message starts on a new line."""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write a line end where the bar is."""
+        """Write a line end after the bar."""
         bar = trainer.progress_bar_callback
         if bar is not None and getattr(bar, "is_enabled", True):
             sys.stderr.write("\n")
 
 
 class TrainingBar(TQDMProgressBar):
-    """Show the epoch's batches, then last loss and accuracy, images per second, the wait for data, and the time left.
+    """Show the epoch's batches, the last loss and metrics, images per second, the wait for data, and the time left.
 
     Args:
         throughput: Measures the speed.
@@ -36,23 +33,23 @@ class TrainingBar(TQDMProgressBar):
         self.epoch_metrics: dict[str, str] = {}
 
     def init_train_tqdm(self) -> Tqdm:
-        """Make the bar of the training, which leaves out the time of an epoch: that of the run is shown."""
+        """Build the training bar without the time of an epoch: that of the run is shown."""
         bar = super().init_train_tqdm()
         bar.bar_format = "{desc}{bar} {n_fmt}/{total_fmt}{postfix}"
         return bar
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over what the validation says."""
-        self._read_metrics(trainer)
+        """Update the validation metrics."""
+        self._read_metrics(trainer, pl_module)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over what the epoch says."""
-        self._read_metrics(trainer)
+        """Update the epoch's averages."""
+        self._read_metrics(trainer, pl_module)
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | Any]:
-        """Return what stands behind the bar. Nothing is read from a GPU, which would have to wait for that."""
+        """Return the text after the bar. Nothing is read from a GPU, which would have to synchronize."""
         if trainer.state.fn != "fit":
             return dict(super().get_metrics(trainer, pl_module))
         speed = self.throughput.speed
@@ -65,18 +62,20 @@ class TrainingBar(TQDMProgressBar):
             **({"eta": duration(speed["speed/eta_hours"])} if "speed/eta_hours" in speed else {}),
         }
 
-    def _read_metrics(self, trainer: pl.Trainer) -> None:
+    def _read_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.is_enabled and not trainer.sanity_checking:
-            metrics = trainer.progress_bar_metrics
+            metrics, task = trainer.progress_bar_metrics, cast("Any", pl_module)
+            shown = {"train/loss": "loss", **{f"val/{name}": name for name in task.shown}}
+            shown |= {f"val_ema/{name}": "ema" for name in task.shown if name == task.monitor}
             self.epoch_metrics = {
                 short: f"{float(metrics[name]):.{2 if short == 'loss' else 3}f}"
-                for name, short in SHOWN.items()
+                for name, short in shown.items()
                 if name in metrics
             }
 
 
 def duration(hours: float) -> str:
-    """Write a time in its two largest units: 12s, 3m05s, 2h13m, 4d07h."""
+    """Format a time in its two largest units: 12s, 3m05s, 2h13m, 4d07h."""
     seconds = round(hours * 3600.0)
     minutes, seconds = divmod(seconds, 60)
     whole_hours, minutes = divmod(minutes, 60)

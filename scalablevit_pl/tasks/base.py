@@ -1,10 +1,10 @@
-"""What all tasks share: optimizer, learning rate, and the record of what was resolved."""
+"""What all tasks share: optimization, evaluation on any number of processes, and resume."""
 
-import difflib
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -13,39 +13,63 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric, Metric
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule, parameter_groups
 from scalablevit_pl.randomness import derive_seed, run_seed
+from scalablevit_pl.tasks.fit import FitShape, ResolvedFit, peak_rate, resolve_fit, shape_of
+from scalablevit_pl.tasks.freezing import freeze as freeze_parts
+from scalablevit_pl.tasks.freezing import frozen_modules
+from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleCount
+from scalablevit_pl.tasks.report import MetricInfo, Report, ReportData
 
 logger = logging.getLogger(__name__)
 
-FEATURES = "features"
+Batch = dict[str, Any]
+Part = Literal["train", "val", "test"]
+AVERAGES = "train_averages"  # key of a checkpoint
 
 
-class BaseTask(pl.LightningModule):
-    """A network with the way it is optimized; the loss and the metrics are the subclasses'.
+class BaseTask(pl.LightningModule, ABC):
+    """Train and evaluate a network; loss, metrics and predictions are the subclass's.
+
+    A subclass implements `loss`, `metrics`, `update` and `predict`, and may override `compute` and `report`. It
+    declares `monitor`, `mode`, `described` and `shown`. Logged are `train/loss`, the task's metrics as
+    `{train,val,test}/NAME`, and `{val,test}/samples`, the number of evaluated samples. The hooks never see fillers,
+    samples with a negative `index`.
 
     Args:
         network: The network to train.
-        optimizer: Makes the optimizer from parameter groups. Its learning rate holds for `base_batch_size`.
-        schedule: Makes the learning rate's course; called with the optimizer, `total_steps` and `steps_per_epoch`.
-        base_batch_size: Global batch for which the learning rate is given; it is scaled in proportion to the actual
-            one. None takes the rate as it is.
+        optimizer: Called with parameter groups. Its learning rate is meant for `base_batch_size`.
+        schedule: Called with the optimizer, `total_steps` and `steps_per_epoch`.
+        base_batch_size: Global batch for which the learning rate is given; the rate is scaled in proportion to the
+            actual one. None uses the rate unscaled.
         freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
             state dict spells them, such as `backbone` or `backbone.stages.0`. `features` means all but the last layer.
-        layer_decay: Factor by which the learning rate falls from each layer to the one below; 1 is the same for all.
+        layer_decay: Factor by which the learning rate decays from each layer to the one below; 1 for no decay.
         compile: Compile the network, in place, when a fit starts.
-        channels_last: Keep the network's convolutions and the images in memory with the channels last.
+        channels_last: Keep the network's convolutions and the images in channels-last memory format.
         grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
 
     Attributes:
+        monitor: Validation metric that selects `best.ckpt`, without `val/`; a class attribute.
+        mode: Whether the highest (`max`) or the lowest (`min`) value of it is best; a class attribute.
+        described: How metrics appear in pictures and cards, by name; a class attribute.
+        shown: Validation metrics in the progress bar; a class attribute.
+        num_classes: Classes of the network, or None if that does not apply.
         frozen: The names given as `freeze`.
-        resolved: Batch, learning rate, steps and parameter groups as they came out, from the start of a fit on.
+        resolved: Batch, learning rate, steps and parameter groups of the fit, from its start on.
+        networks: Further networks that are evaluated on the same batches, by name, such as averaged weights.
 
     Raises:
-        ValueError: If a value is out of its range, a frozen part does not exist or nothing else is left, or the network
-            does not say which layers it has although their rates are to differ, or cannot recompute its activations.
+        ValueError: If a value is out of range, a frozen part does not exist or nothing else is left, or the network
+            does not support layer decay or gradient checkpointing.
     """
+
+    monitor: ClassVar[str] = "loss"
+    mode: ClassVar[Literal["max", "min"]] = "min"
+    described: ClassVar[Mapping[str, MetricInfo]] = {"loss": MetricInfo("loss", "loss", plotted=True)}
+    shown: ClassVar[Sequence[str]] = ()
 
     def __init__(
         self,
@@ -63,6 +87,7 @@ class BaseTask(pl.LightningModule):
         if base_batch_size is not None and base_batch_size < 1:
             raise ValueError(f"base_batch_size must be at least 1, or null for no scaling, got {base_batch_size}")
         self.network = network
+        self.num_classes: int | None = getattr(network, "num_classes", None)
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.base_batch_size = base_batch_size
@@ -71,34 +96,112 @@ class BaseTask(pl.LightningModule):
         self.channels_last = channels_last
         self.resolved: dict[str, Any] = {}
         self.frozen = [freeze] if isinstance(freeze, str) else list(freeze)
-        _freeze(network, self.frozen)
+        freeze_parts(network, self.frozen)
         self._keep_frozen_in_eval_mode()
-        parameter_groups(network, layer_decay)  # what is wrong with it shows before the data is loaded
+        parameter_groups(network, layer_decay)  # raises before the data is loaded
         if grad_checkpointing:
             _checkpoint_gradients(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
+        self.averages = nn.ModuleDict()
+        self.evaluations = nn.ModuleDict()
+        # A plain dictionary, so that these networks are not trained, wrapped or saved with the task.
+        self.networks: dict[str, nn.Module] = {}
+        self.reported: str | None = None
+
+    # What a subclass supplies.
+
+    def compute(self, network: nn.Module, batch: Batch) -> Any:
+        """Run a network on a batch; by default on its `image (B, C, H, W)`."""
+        return network(batch["image"])
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Compute the training loss of an output: a scalar, or one value per sample `(B,)` whose mean is trained."""
+
+    @abstractmethod
+    def metrics(self, part: Part) -> dict[str, Metric]:
+        """Build the metrics of training or evaluation; in training their states must be sums.
+
+        A metric's `compute` returns a scalar, logged under the metric's key, or a dictionary of scalars, logged under
+        theirs.
+        """
+
+    @abstractmethod
+    def update(self, metrics: Mapping[str, Any], output: Any, batch: Batch) -> None:
+        """Update metrics that `metrics` has built with a batch and the network's output for it."""
+
+    @abstractmethod
+    def predict(self, output: Any) -> Any:
+        """Turn the network's output into predictions, such as class probabilities `(B, K)`."""
+
+    def report(self, data: ReportData, predict: bool = False) -> Report:
+        """Build the report of a test, or with `predict` of a prediction on images without targets."""
+        return Report(data)
+
+    # Training.
+
+    def forward(self, image: Tensor) -> Any:
+        """Run the network on images `(B, C, H, W)`."""
+        return self.network(self.arrange(image))
+
+    def arrange(self, image: Tensor) -> Tensor:
+        """Return images `(B, C, H, W)` in the memory format of the network's convolutions."""
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training or back; frozen parts stay in eval mode."""
+        """Switch to training or evaluation mode; frozen parts stay in eval mode."""
         super().train(mode)
         self._keep_frozen_in_eval_mode()
         return self
 
     def _keep_frozen_in_eval_mode(self) -> None:
-        # By name, since modules may have been exchanged, as for batch norms that are synchronized over processes.
+        # By name, since modules may have been replaced, as for synchronized batch norms.
         for name in self.frozen:
-            for module in _modules(self.network, name):
+            for module in frozen_modules(self.network, name):
                 module.training = False
 
-    def arrange(self, image: Tensor) -> Tensor:
-        """Lay images `(B, C, H, W)` out in memory as the network's convolutions are."""
-        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+    def setup(self, stage: str) -> None:
+        """Build the metrics; a subclass that overrides this calls it."""
+        if not self.averages:
+            loss = MeanMetric(nan_strategy=math.nan).set_dtype(SUM_DTYPE)  # a NaN loss makes the average NaN
+            self.averages.update({"loss": loss, **self.metrics("train")})
+            self.evaluations.update({part: self._evaluation_metrics(part) for part in ("val", "test")})
 
     def on_fit_start(self) -> None:
-        """Compile the network if asked for: now all weights are loaded, and in place their names stay as they are."""
+        """Compile the network if asked for: all weights are loaded by now, and in place their names do not change."""
         if self.compiled:
             self.network.compile(dynamic=False)
+
+    def on_train_epoch_start(self) -> None:
+        """Return frozen parts to eval mode, in case the network's mode was changed directly."""
+        self._keep_frozen_in_eval_mode()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what the network draws, such as dropped paths, from run seed, epoch, batch and process."""
+        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch."""
+        output = self.compute(self.network, batch | {"image": self.arrange(batch["image"])})
+        losses = self.loss(output, batch)
+        with torch.no_grad():
+            average: Any = self.averages["loss"]
+            average.update(losses, 1.0 if losses.ndim else len(batch["image"]))
+            self.update(self._training_metrics(), output, batch)
+        loss = losses.mean()
+        self.log("train/step_loss", loss)
+        self.log("train/lr", peak_rate(self.optimizers()))  # type: ignore[arg-type]
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's averages over the samples of all processes, and reset them."""
+        self._log_metrics("train", self.averages)
+        for metric in self._training_metrics().values():
+            metric.reset()
+
+    def _training_metrics(self) -> dict[str, Metric]:
+        return dict(self.averages.items())  # type: ignore[arg-type]
 
     def configure_gradient_clipping(
         self,
@@ -106,10 +209,10 @@ class BaseTask(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients as the trainer says, those of fused optimizers in bfloat16 as well.
+        """Clip the gradients as the trainer is configured, also those of fused optimizers in bfloat16.
 
-        Lightning refuses these in any mixed precision, since a fused optimizer may undo the loss's scaling inside its
-        step, after the clipping. Where nothing is scaled, nothing is undone.
+        Lightning refuses these in any mixed precision, since a fused optimizer may unscale the loss inside its step,
+        after the clipping. Without a scaler there is nothing to unscale.
         """
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
@@ -118,168 +221,172 @@ class BaseTask(pl.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_epoch_start(self) -> None:
-        """Put frozen parts back to eval mode, should somebody have switched the network's mode past the task."""
-        self._keep_frozen_in_eval_mode()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let what the network draws, such as paths to drop, be a function of seed, epoch, batch and process."""
-        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule for the actual global batch and number of steps.
 
         Raises:
-            ValueError: If the number of steps or the batch size is unknown, or the schedule does not take them.
+            ValueError: If the number of steps or the batch size is unknown, or optimizer or schedule reject them.
         """
-        self.trainer.fit_loop.setup_data()  # not done yet where training is limited by steps alone
-        total_steps = self.trainer.estimated_stepping_batches
-        batch_size = getattr(self.trainer.train_dataloader, "batch_size", None)
-        known = 0 < total_steps < math.inf and self.trainer.num_training_batches < math.inf
-        if not known or batch_size is None:
-            raise ValueError(
-                f"the schedule needs a known number of steps and batch size, got {total_steps} steps, "
-                f"{self.trainer.num_training_batches} batches an epoch and a batch size of {batch_size}: set "
-                "--trainer.max_steps or --trainer.max_epochs, and train on data of known length"
-            )
-        accumulated = max(1, self.trainer.accumulate_grad_batches)
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / accumulated)
-        global_batch = batch_size * accumulated * self.trainer.world_size
-        factor = global_batch / (self.base_batch_size or global_batch)
-        optimizer = self._make_optimizer(factor)
-        self._check_clipping(optimizer)
-        peak = peak_rate(optimizer)
-        try:
-            schedule = self.schedule_factory(optimizer, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)  # type: ignore[call-arg]
-        except TypeError as error:
-            raise ValueError(f"the schedule must take (optimizer, total_steps, steps_per_epoch, …): {error}") from error
-        parameters = list(self.network.parameters())
-        self.resolved = {
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-            "frozen": list(self.frozen),
-            "global_batch": global_batch,
-            "base_batch_size": self.base_batch_size,
-            "accumulated_batches": accumulated,
-            "processes": self.trainer.world_size,
-            "samples_per_epoch": self.trainer.num_training_batches * batch_size * self.trainer.world_size,
-            "steps_per_epoch": steps_per_epoch,
-            "total_steps": int(total_steps),
-            "warmup_steps": getattr(schedule, "warmup_steps", 0),
-            "lr": peak,
-            "parameter_groups": [_describe(group) for group in optimizer.param_groups],
-            "precision": self.trainer.precision,
-            "compile": self.compiled,
-            "channels_last": self.channels_last,
-        }
-        if factor != 1.0:
+        resolved = self.resolve(shape_of(self.trainer))
+        self.resolved = record = resolved.record
+        base, lr = record["base_batch_size"], record["lr"]
+        if base not in (None, record["global_batch"]):
             logger.info(
-                "the global batch is %d and the learning rate is meant for %d: scaled in proportion, from %.3g to %.3g",
-                global_batch,
-                self.base_batch_size,
-                peak / factor,
-                peak,
+                "learning rate scaled from %.3g for a batch of %d to %.3g for the global batch of %d",
+                lr * base / record["global_batch"],
+                base,
+                lr,
+                record["global_batch"],
             )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": resolved.optimizer, "lr_scheduler": {"scheduler": resolved.schedule, "interval": "step"}}
 
-    def _check_clipping(self, optimizer: Optimizer) -> None:
-        """Refuse to clip gradients that the optimizer unscales only afterwards.
+    def resolve(self, shape: FitShape) -> ResolvedFit:
+        """Build optimizer and schedule for a fit of a given size, without a trainer.
 
         Raises:
-            ValueError: If precision, clipping and optimizer do not go together.
+            ValueError: If optimizer or schedule reject their settings, or do not fit precision and clipping.
         """
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        # torch's own mark of optimizers that take the scale into their step
-        if scaled and self.trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise ValueError(
-                f"gradient_clip_val={self.trainer.gradient_clip_val} does not go with a fused "
-                f"{type(optimizer).__name__} in {self.trainer.precision}, which unscales gradients only after they "
-                "would be clipped: set --trainer.precision bf16-mixed or --model.optimizer.fused false"
-            )
+        factories = (self.optimizer_factory, self.schedule_factory)
+        resolved = resolve_fit(self.network, *factories, shape, self.base_batch_size, self.layer_decay)
+        resolved.record.update(frozen=list(self.frozen), compile=self.compiled, channels_last=self.channels_last)
+        return resolved
 
-    def _make_optimizer(self, factor: float) -> Optimizer:
-        """Build the optimizer and multiply its groups' learning rates."""
-        groups = parameter_groups(self.network, self.layer_decay)
-        try:
-            optimizer = self.optimizer_factory(groups)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the optimizer does not take its settings: {error}") from error
-        for group in optimizer.param_groups:
-            group["lr"] *= factor * group.get("lr_scale", 1.0)
-        peak = peak_rate(optimizer)
-        if not 0.0 <= peak < math.inf:
-            raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
-        return optimizer
+    # Resume.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of the unfinished epoch's averages, `(processes, …)` each; a collective call."""
+        checkpoint[AVERAGES] = {
+            name: {state: self._of_all_processes(getattr(metric, state)) for state in metric._defaults}
+            for name, metric in self._training_metrics().items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore these sums: each process its own, or the first one all of them if the number of processes changed."""
+        for name, states in checkpoint.get(AVERAGES, {}).items():
+            metric = self._training_metrics()[name]
+            _mark_updated(metric)
+            for state, sums in states.items():
+                if len(sums) == self.trainer.world_size:
+                    own = sums[self.global_rank]
+                else:
+                    own = sums.sum(dim=0) if self.global_rank == 0 else torch.zeros_like(sums[0])
+                setattr(metric, state, own.to(self.device))
+
+    def _of_all_processes(self, value: Tensor) -> Tensor:
+        gathered: Tensor = self.all_gather(value)  # type: ignore[assignment]
+        return gathered.reshape(self.trainer.world_size, *value.shape).cpu()
+
+    # Evaluation.
+
+    def add_network(self, name: str, network: nn.Module, reported: bool) -> None:
+        """Evaluate another network on the same batches.
+
+        Args:
+            name: Part of its metrics' names: `val_NAME/loss` and so on.
+            network: The network, in eval mode.
+            reported: Whether evaluation and prediction return its predictions instead of those of the task's network.
+        """
+        self.networks[name] = network
+        for part in ("val", "test"):
+            self.evaluations[f"{part}_{name}"] = self._evaluation_metrics(part).to(self.device)
+        if reported:
+            self.reported = name
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Update the metrics with a batch and return its predictions, those of fillers excluded."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Update the metrics with a batch and return its predictions, those of fillers excluded."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Return the predictions for a batch, those of fillers excluded; None if there is nothing else."""
+        batch = without_fillers(batch)
+        network = self.network if self.reported is None else self.networks[self.reported]
+        return self.predict(self.compute(network, batch)) if len(batch["image"]) else None
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the metrics."""
+        self._reset("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over the samples of all processes."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over the samples of all processes."""
+        self._log_evaluation("test")
+
+    def _evaluation_metrics(self, part: Part) -> nn.ModuleDict:
+        return nn.ModuleDict({**self.metrics(part), "samples": SampleCount()})
+
+    def _evaluated(self, part: Part) -> dict[str, nn.Module]:
+        """Return the evaluated networks by the first part of their metrics' names."""
+        return {part: self.network} | {f"{part}_{name}": network for name, network in self.networks.items()}
+
+    def _reset(self, part: Part) -> None:
+        for name in self._evaluated(part):
+            for metric in self.evaluations[name].values():  # type: ignore[operator]
+                metric.reset()
+
+    def _evaluate(self, part: Part, batch: Batch) -> Any:
+        batch = without_fillers(batch)
+        if len(batch["image"]) == 0:
+            return None
+        predictions = {}
+        for name, network in self._evaluated(part).items():
+            output = self.compute(network, batch)
+            metrics: Any = dict(self.evaluations[name].items())  # type: ignore[operator]
+            metrics.pop("samples").update(len(batch["image"]))
+            self.update(metrics, output, batch)
+            predictions[name] = self.predict(output)
+        return predictions[part if self.reported is None else f"{part}_{self.reported}"]
+
+    def _log_evaluation(self, part: Part) -> None:
+        for name in self._evaluated(part):
+            self._log_metrics(name, self.evaluations[name])
+
+    def _log_metrics(self, prefix: str, metrics: Any) -> None:
+        """Log metrics over the samples of all processes; every process has to call it, also one without samples."""
+        for key, metric in metrics.items():
+            _mark_updated(metric)
+            value = metric.compute()
+            for name, scalar in (value if isinstance(value, dict) else {key: value}).items():
+                self.log(f"{prefix}/{name}", scalar, sync_dist=False, prog_bar=name in ("loss", *self.shown))
 
 
-def peak_rate(optimizer: Optimizer) -> float:
-    """Return the highest learning rate of all parameter groups: that of the last layer which is trained."""
-    rate: float = max(group["lr"] for group in optimizer.param_groups)
-    return rate
+def without_fillers(batch: Batch) -> Batch:
+    """Return the samples of a batch that count: those whose `index` is not negative."""
+    counted = batch["index"] >= 0 if "index" in batch else None
+    if counted is None or bool(counted.all()):
+        return batch
+    kept = counted.nonzero().flatten().tolist()
+    return {
+        key: values[counted] if isinstance(values, Tensor) else [values[position] for position in kept]
+        for key, values in batch.items()
+    }
+
+
+def _mark_updated(metric: Any) -> None:
+    """Let torchmetrics compute a metric without samples on this process, or restored from sums, without a warning."""
+    metric._update_count = max(1, metric._update_count)
 
 
 def _checkpoint_gradients(network: nn.Module) -> None:
-    """Let the network recompute its activations.
+    """Switch gradient checkpointing on.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If the network does not support it.
     """
     try:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError, NotImplementedError) as error:  # all three occur in timm
         raise ValueError(
-            f"{type(network).__name__} cannot recompute its activations: leave grad_checkpointing off, and take a "
-            "smaller --data.batch_size with more --trainer.accumulate_grad_batches to save memory"
+            f"{type(network).__name__} does not support grad_checkpointing: switch it off, and save memory by a "
+            "smaller --data.batch_size with more --trainer.accumulate_grad_batches"
         ) from error
-
-
-def _freeze(network: nn.Module, names: Sequence[str]) -> None:
-    """Exclude the named parts from training.
-
-    Raises:
-        ValueError: If a name means no part with parameters, or nothing is left to train.
-    """
-    for name in names:
-        if name != FEATURES:
-            _check_name(network, name)
-        for module in _modules(network, name):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-    if names and not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ValueError(f"freeze={list(names)} leaves nothing to train: leave a part of the network out of it")
-
-
-def _check_name(network: nn.Module, name: str) -> None:
-    modules = {key: module for key, module in network.named_modules(remove_duplicate=False) if key}
-    valid = [key for key, module in modules.items() if any(True for _ in module.parameters())]
-    if name not in valid:
-        valid += [FEATURES] if hasattr(network, "get_classifier") else []
-        reason = "has no parameters" if name in modules else f"is no module of {type(network).__name__}"
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
-        remedy = f"name another part, such as {near[0]!r}" if near else "leave it out"
-        raise ValueError(f"freeze names {name!r}, which {reason}: {remedy}")
-
-
-def _modules(network: nn.Module, name: str) -> list[nn.Module]:
-    """List all modules of a frozen part; for `features` those around the last layer are among them."""
-    if name != FEATURES:
-        return list(network.get_submodule(name).modules())
-    if not hasattr(network, "get_classifier"):
-        raise ValueError(
-            f"freeze names {FEATURES!r}, but {type(network).__name__} does not say which its last layer is "
-            "(get_classifier): name the modules to freeze instead"
-        )
-    last: Any = network.get_classifier()  # type: ignore[operator]
-    layers = last if isinstance(last, tuple) else (last,)  # some of timm's have two
-    spared = {module for layer in layers for module in layer.modules()}
-    return [module for module in network.modules() if module not in spared]
-
-
-def _describe(group: dict[str, Any]) -> dict[str, Any]:
-    """Summarize a parameter group in plain values."""
-    scale = group.get("lr_scale", 1.0)
-    return {
-        "weight_decay": group.get("weight_decay", 0.0),
-        "tensors": len(group["params"]),
-        "parameters": sum(parameter.numel() for parameter in group["params"]),
-    } | ({} if scale == 1.0 else {"lr_scale": scale})

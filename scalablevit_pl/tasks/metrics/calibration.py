@@ -1,10 +1,10 @@
-"""How far a classifier's confidence is from its accuracy."""
+"""Distance between a classifier's confidence and its accuracy."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit_pl.tasks.metric import SampleSums
+from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleSums
 
 BINS = 15
 
@@ -13,11 +13,11 @@ class CalibrationError(SampleSums):
     """Expected calibration error of the most probable class, a fraction from 0 to 1 (Guo et al. 2017, equation 3).
 
     Samples fall into bins of equal width by their confidence, the probability of the most probable class. The error is
-    the mean over samples of the distance between their bin's mean confidence and its accuracy. Only the sums of the
-    bins are kept, so that its memory does not grow with the data.
+    the mean over samples of the distance between their bin's mean confidence and its accuracy. Only the bins' sums are
+    kept, so memory does not grow with the data.
 
     Args:
-        bins: Number of bins; each holds its upper edge, as in the paper.
+        bins: Number of bins; each includes its upper edge, as in the paper.
     """
 
     confidence: Tensor
@@ -30,16 +30,15 @@ class CalibrationError(SampleSums):
         for name in ("confidence", "accuracy", "samples"):
             self.add_sum(name, bins)
 
-    def update(self, probabilities: Tensor, label: Tensor, counted: Tensor) -> None:
-        """Add a batch of probabilities `(B, K)` and labels `(B,)`, of which those `counted (B,)` are meant."""
-        dtype = self.samples.dtype
+    def update(self, probabilities: Tensor, label: Tensor) -> None:
+        """Add a batch of probabilities `(B, K)` and labels `(B,)`."""
         confidence, answer = probabilities.max(dim=1)
-        confidence = confidence.to(dtype).where(counted, 0.0)
-        inner_edges = torch.arange(1, self.bins, dtype=dtype, device=confidence.device) / self.bins
-        members = F.one_hot(torch.bucketize(confidence, inner_edges), self.bins).to(dtype) * counted[:, None]
+        confidence = confidence.to(SUM_DTYPE)
+        inner_edges = torch.arange(1, self.bins, dtype=SUM_DTYPE, device=confidence.device) / self.bins
+        members = F.one_hot(torch.bucketize(confidence, inner_edges), self.bins).to(SUM_DTYPE)
         # Products with members, since adding by index has no fixed order on a GPU.
         self.confidence = self.confidence + confidence @ members
-        self.accuracy = self.accuracy + (answer == label).to(dtype) @ members
+        self.accuracy = self.accuracy + (answer == label).to(SUM_DTYPE) @ members
         self.samples = self.samples + members.sum(dim=0)
 
     def compute(self) -> Tensor:

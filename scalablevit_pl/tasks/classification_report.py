@@ -1,0 +1,92 @@
+"""Predictions of a classifier as a table, a confusion matrix and a picture of some images."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from scalablevit_pl.plotting import draw_confusion, draw_predictions
+from scalablevit_pl.storage import written_aside
+from scalablevit_pl.tasks.report import Report, ReportData, gather_by_index
+
+TOP = 5  # classes in a row of the table
+SHOWN = 40  # images in the picture
+
+
+class ClassificationReport(Report):
+    """Write `predictions.csv` and, after a test, `predictions.png` and `confusion.png`.
+
+    Args:
+        data: Classes, samples and preprocessing of the data.
+        predict: Whether there are no labels, so that only the table is written.
+    """
+
+    def __init__(self, data: ReportData, predict: bool) -> None:
+        super().__init__(data)
+        self.predict = predict
+        self.top = min(TOP, len(data.class_names))
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.images: dict[int, Tensor] = {}
+        self.confusion = MulticlassConfusionMatrix(len(data.class_names)).to(data.device)
+        # Images spread over the split, selected before any prediction is known.
+        self.shown = set(range(0, data.samples, max(1, math.ceil(data.samples / SHOWN))))
+
+    def add(self, batch: dict[str, Any], predictions: Tensor) -> None:
+        """Add a batch's `index`, `path` and, in a test, `image` and `label`, with its probabilities `(B, K)`."""
+        self._add_rows(batch, predictions)
+        if self.predict:
+            return
+        self.confusion.update(predictions, batch["label"])
+        for position, index in enumerate(batch["index"].tolist()):
+            if index in self.shown:
+                self.images[index] = self._pixels(batch["image"][position])
+
+    def _add_rows(self, batch: dict[str, Any], probabilities: Tensor) -> None:
+        names = self.data.class_names
+        values, classes = probabilities.topk(self.top, dim=1)
+        labels = batch["label"].tolist() if "label" in batch else [None] * len(values)
+        columns = (batch["index"].tolist(), batch["path"], labels, classes.tolist(), values.tolist())
+        for index, path, label, top, probability in zip(*columns, strict=True):
+            row = {"index": index, "path": path, "label": "" if label is None else names[label]}
+            for rank, (name, value) in enumerate(zip(top, probability, strict=True), start=1):
+                row |= {f"label_{rank}": names[name], f"probability_{rank}": f"{value:.6f}"}
+            self.rows[index] = row
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        pixels: Tensor = self.data.preprocessing.denormalize(image.float())
+        return pixels.permute(1, 2, 0).contiguous().cpu()
+
+    def gather(self) -> None:
+        """Merge rows, counts and images of all processes; every process has to call it."""
+        self.rows = gather_by_index(self.rows)
+        if not self.predict:
+            self.images = gather_by_index(self.images)
+            self.counts = self.confusion.compute().cpu().numpy()
+
+    def write(self, folder: Path, title: str) -> None:
+        """Write `predictions.csv`, `predictions.png` and `confusion.png`."""
+        self.write_predictions(folder / "predictions.csv")
+        draw_confusion(self.counts, self.data.class_names, folder / "confusion.png", title)
+        rows = [row for index, row in self.rows.items() if index in self.images]
+        draw_predictions(
+            [self.images[row["index"]].numpy() for row in rows],
+            [row["label"] for row in rows],
+            [row["label_1"] for row in rows],
+            [float(row["probability_1"]) for row in rows],
+            folder / "predictions.png",
+            title,
+        )
+
+    def write_predictions(self, out: Path | TextIO) -> None:
+        """Write index, path, label (if known), then classes and probabilities, the most probable first, as CSV."""
+        if isinstance(out, Path):
+            with written_aside(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+                self.write_predictions(file)
+            return
+        ranked = [f"{column}_{rank}" for rank in range(1, self.top + 1) for column in ("label", "probability")]
+        writer = csv.DictWriter(out, ["index", "path", "label", *ranked])
+        writer.writeheader()
+        writer.writerows(self.rows.values())

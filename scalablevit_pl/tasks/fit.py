@@ -1,0 +1,173 @@
+"""Resolve a fit: its size becomes an optimizer, a schedule and a record of batch, learning rate and steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+
+
+@dataclass(frozen=True)
+class FitShape:
+    """Size and precision of a fit.
+
+    Attributes:
+        batches_per_epoch: Batches of an epoch on each process.
+        batch_size: Samples of a batch on each process.
+        total_steps: Optimizer steps of the whole training.
+        accumulated: Batches of an optimizer step.
+        processes: Processes on all machines.
+        precision: The trainer's precision, such as `bf16-mixed`.
+        gradient_clip_val: Norm or value at which gradients are clipped; None for no clipping.
+        scales_loss: Whether the loss is scaled, as in float16.
+    """
+
+    batches_per_epoch: int
+    batch_size: int
+    total_steps: int
+    accumulated: int = 1
+    processes: int = 1
+    precision: str = "32-true"
+    gradient_clip_val: float | None = None
+    scales_loss: bool = False
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of an optimizer step on all processes."""
+        return self.batch_size * self.accumulated * self.processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last group of batches may be short."""
+        return math.ceil(self.batches_per_epoch / self.accumulated)
+
+
+@dataclass(frozen=True)
+class ResolvedFit:
+    """Optimizer and schedule for the actual size of a fit, and the record of both in plain values."""
+
+    optimizer: Optimizer
+    schedule: LRScheduler
+    record: dict[str, Any]
+
+
+def shape_of(trainer: pl.Trainer) -> FitShape:
+    """Return the size of the fit that a trainer is about to run.
+
+    Raises:
+        ValueError: If the number of steps or the batch size is unknown.
+    """
+    trainer.fit_loop.setup_data()  # not yet done where only the number of steps limits the training
+    total_steps = trainer.estimated_stepping_batches
+    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    if not (0 < total_steps < math.inf and trainer.num_training_batches < math.inf) or batch_size is None:
+        raise ValueError(
+            f"the schedule needs a known number of steps and batch size, got {total_steps} steps, "
+            f"{trainer.num_training_batches} batches per epoch and a batch size of {batch_size}: set "
+            "--trainer.max_steps or --trainer.max_epochs, and train on data of known length"
+        )
+    return FitShape(
+        batches_per_epoch=int(trainer.num_training_batches),
+        batch_size=batch_size,
+        total_steps=int(total_steps),
+        accumulated=max(1, trainer.accumulate_grad_batches),
+        processes=trainer.world_size,
+        precision=str(trainer.precision),
+        gradient_clip_val=trainer.gradient_clip_val,
+        scales_loss=getattr(trainer.precision_plugin, "scaler", None) is not None,
+    )
+
+
+def resolve_fit(
+    network: nn.Module,
+    make_optimizer: OptimizerFactory,
+    make_schedule: ScheduleFactory,
+    shape: FitShape,
+    base_batch_size: int | None = None,
+    layer_decay: float = 1.0,
+) -> ResolvedFit:
+    """Build optimizer and schedule for the actual global batch and number of steps.
+
+    Args:
+        network: The network to train.
+        make_optimizer: Called with parameter groups. Its learning rate is meant for `base_batch_size`.
+        make_schedule: Called with the optimizer, `total_steps` and `steps_per_epoch`.
+        shape: Size of the fit.
+        base_batch_size: Global batch for which the learning rate is given; None uses the rate unscaled.
+        layer_decay: Factor by which the learning rate decays from each layer to the one below.
+
+    Raises:
+        ValueError: If optimizer or schedule reject their settings, or do not fit precision and clipping.
+    """
+    factor = shape.global_batch / (base_batch_size or shape.global_batch)
+    optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor)
+    _check_clipping(optimizer, shape)
+    peak = peak_rate(optimizer)
+    try:
+        schedule = make_schedule(  # type: ignore[call-arg]
+            optimizer, total_steps=shape.total_steps, steps_per_epoch=shape.steps_per_epoch
+        )
+    except TypeError as error:
+        raise ValueError(f"the schedule must accept (optimizer, total_steps, steps_per_epoch, …): {error}") from error
+    parameters = list(network.parameters())
+    record = {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "global_batch": shape.global_batch,
+        "base_batch_size": base_batch_size,
+        "accumulated_batches": shape.accumulated,
+        "processes": shape.processes,
+        "samples_per_epoch": shape.batches_per_epoch * shape.batch_size * shape.processes,
+        "steps_per_epoch": shape.steps_per_epoch,
+        "total_steps": shape.total_steps,
+        "warmup_steps": getattr(schedule, "warmup_steps", 0),
+        "lr": peak,
+        "parameter_groups": [_describe(group) for group in optimizer.param_groups],
+        "precision": shape.precision,
+    }
+    return ResolvedFit(optimizer, schedule, record)
+
+
+def peak_rate(optimizer: Optimizer) -> float:
+    """Return the highest learning rate of all parameter groups, which is that of the last trained layer."""
+    return float(max(group["lr"] for group in optimizer.param_groups))
+
+
+def _build_optimizer(groups: list[dict[str, Any]], make_optimizer: OptimizerFactory, factor: float) -> Optimizer:
+    """Build the optimizer and scale the learning rates of its groups."""
+    try:
+        optimizer = make_optimizer(groups)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the optimizer rejects its settings: {error}") from error
+    for group in optimizer.param_groups:
+        group["lr"] *= factor * group.get("lr_scale", 1.0)
+    peak = peak_rate(optimizer)
+    if not 0.0 <= peak < math.inf:
+        raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
+    return optimizer
+
+
+def _check_clipping(optimizer: Optimizer, shape: FitShape) -> None:
+    """Refuse to clip gradients that the optimizer unscales only afterwards."""
+    # torch's own mark of optimizers that unscale gradients inside their step
+    if shape.scales_loss and shape.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            f"gradient_clip_val={shape.gradient_clip_val} does not work with a fused {type(optimizer).__name__} in "
+            f"{shape.precision}, which unscales gradients only after they would be clipped: set "
+            "--trainer.precision bf16-mixed or --model.optimizer.fused false"
+        )
+
+
+def _describe(group: dict[str, Any]) -> dict[str, Any]:
+    """Summarize a parameter group in plain values."""
+    scale = group.get("lr_scale", 1.0)
+    return {
+        "weight_decay": group.get("weight_decay", 0.0),
+        "tensors": len(group["params"]),
+        "parameters": sum(parameter.numel() for parameter in group["params"]),
+    } | ({} if scale == 1.0 else {"lr_scale": scale})

@@ -1,0 +1,1 @@
+"""What an evaluation counts: sums over samples, exact on any number of processes."""

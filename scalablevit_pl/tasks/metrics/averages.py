@@ -1,0 +1,82 @@
+"""Sums over the samples of an evaluation, the same on any number of processes."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs lack float64
+
+
+class SampleSums(Metric):
+    """A metric whose states are sums over samples, in double precision.
+
+    Sums in half or single precision stop growing, so the states keep their type when the network's changes.
+    """
+
+    full_state_update = False
+
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Add a state of zeros of that shape, summed over the processes."""
+        self.add_state(name, torch.zeros(shape, dtype=SUM_DTYPE), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Self:
+        dtypes = {name: default.dtype for name, default in self._defaults.items()}  # type: ignore[union-attr]
+        super()._apply(fn, *args)
+        for name, dtype in dtypes.items():
+            self._defaults[name] = self._defaults[name].to(dtype)  # type: ignore[union-attr]
+            setattr(self, name, getattr(self, name).to(dtype))
+        return self
+
+
+class SampleCount(SampleSums):
+    """Number of samples."""
+
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("samples")
+
+    def update(self, count: int) -> None:
+        """Add samples."""
+        self.samples = self.samples + count
+
+    def compute(self) -> Tensor:
+        """Return the number of samples."""
+        return self.samples
+
+
+class SampleAverages(SampleSums):
+    """Mean cross-entropy, top-1 and top-k accuracy over samples; a NaN loss makes the mean NaN.
+
+    Args:
+        top: Number of most probable classes that count as an answer for the second accuracy, called `top5`.
+    """
+
+    losses: Tensor
+    hits: Tensor
+    samples: Tensor
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+        self.add_sum("losses")
+        self.add_sum("hits", 2)
+        self.add_sum("samples")
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Add a batch of logits `(B, K)` and labels `(B,)`."""
+        losses = F.cross_entropy(logits, label, reduction="none").to(SUM_DTYPE)
+        hits = logits.topk(self.top, dim=1).indices == label[:, None]
+        self.losses = self.losses + losses.sum()
+        self.hits = self.hits + torch.stack([hits[:, 0].sum(), hits.sum()]).to(SUM_DTYPE)
+        self.samples = self.samples + len(label)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `loss`, `top1` and `top5`."""
+        top1, top5 = self.hits / self.samples
+        return {"loss": self.losses / self.samples, "top1": top1, "top5": top5}
