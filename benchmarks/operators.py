@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from scalablevit_pl.profiling.cost import count_by_operator
+from scalablevit_pl.models.cost import count_by_operator
 from scalablevit_pl.profiling.matrix import MatrixRate, matrix_calls
 from scalablevit_pl.profiling.measurement import Plan, full_float32
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Setting, build_network, image_shape, prepare

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scalablevit_pl.profiling.cost import count_multiply_adds
+from scalablevit_pl.models.cost import count_multiply_adds
 from scalablevit_pl.profiling.measurement import Plan, full_float32
 from scalablevit_pl.profiling.networks import Case, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.report import describe, headline

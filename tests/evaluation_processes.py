@@ -16,12 +16,12 @@ import lightning.pytorch as pl
 import timm
 import torch
 import torch.multiprocessing as mp
+from scalablevit_pl.callbacks.prediction import PredictionWriter
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.evaluation import EvaluationReport
-from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.tasks import ClassificationTask

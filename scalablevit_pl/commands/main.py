@@ -131,9 +131,16 @@ def run(command: str, options: list[str]) -> int:
         profile(options)
         return 0
     if command in RELEASE_PAGES:
-        from scalablevit_pl.commands import release
+        from scalablevit_pl.commands import convert, export, info, pull, push
 
-        release.COMMANDS[command](options)
+        functions = {
+            "export": export.export_run,
+            "convert": convert.convert_reference,
+            "push": push.push_folder,
+            "pull": pull.pull_repository,
+            "info": info.show_info,
+        }
+        functions[command](options)
         return 0
     if command == "doctor":
         from scalablevit_pl.commands.doctor import diagnose, read_options

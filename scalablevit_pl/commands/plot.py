@@ -1,32 +1,46 @@
-"""The command that lays the curves of several runs over each other."""
+"""`plot`: compare the curves of several runs in one picture and a table."""
 
 import json
 import logging
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scalablevit_pl.callbacks.metrics_log import curve, read_metrics
+from scalablevit_pl.callbacks.run_record import PARTS, metric_record
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.plotting import RUN_COLOURS, Curve, draw_comparison
 from scalablevit_pl.run_folder import RESOLVED, existing_run
+from scalablevit_pl.tasks.classification import ClassificationTask
 
 logger = logging.getLogger(__name__)
 
-CURVES = ("train/loss", "val/loss", "train/top1", "val/top1", "val_ema/top1")
-HEADER = ("run", "epochs", "top1", "at", "ema", "at", "top5", "loss", "img/s")
 WIDTH = 80
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left of its metrics: the numbers of each step, and how many steps make an epoch."""
+    """Metrics of a run.
+
+    Attributes:
+        name: Name of its folder.
+        rows: Logged numbers by step.
+        steps_per_epoch: Steps of an epoch.
+        metrics: Monitored and described metrics of its task, as `metric_record` gives them.
+    """
 
     name: str
     rows: Mapping[int, Mapping[str, float]]
     steps_per_epoch: int
+    metrics: Mapping[str, Any]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the plotted metrics by name."""
+        return {name: str(info["label"]) for name, info in self.metrics["described"].items() if info["plotted"]}
 
     def curve(self, name: str) -> Curve:
         """Return a metric over the epochs."""
@@ -37,7 +51,7 @@ def plot_runs(options: list[str]) -> None:
     """Run `scalablevit plot RUN [RUN …] [--out FILE]`.
 
     Raises:
-        ValueError: If there is no such run, it has no numbers yet, or there are too many to be told apart.
+        ValueError: If a run does not exist or has no metrics yet, or there are too many to distinguish.
     """
     parser = OptionParser("plot")
     parser.add_argument("runs", nargs="+")
@@ -45,12 +59,18 @@ def plot_runs(options: list[str]) -> None:
     arguments = parser.read(options)
     names = list(dict.fromkeys(arguments.runs))
     if len(names) > len(RUN_COLOURS):
-        raise ValueError(f"{len(names)} runs cannot be told apart in one picture: give at most {len(RUN_COLOURS)}")
+        raise ValueError(f"one picture cannot distinguish {len(names)} runs: give at most {len(RUN_COLOURS)}")
     if arguments.out.suffix.lower() != ".png" or not arguments.out.resolve().parent.is_dir():
         raise ValueError(f"--out {str(arguments.out)!r} must be the name of a .png in a folder that exists")
     runs = [read_run(existing_run(name)) for name in names]
-    draw_comparison([(run.name, {name: run.curve(name) for name in CURVES}) for run in runs], arguments.out)
-    sys.stdout.write(table(summarize(run) for run in runs))
+    labels = {name: label for run in runs for name, label in run.labels.items()}
+    curves = [
+        (run.name, {f"{part}/{name}": run.curve(f"{part}/{name}") for name in labels for part in PARTS}) for run in runs
+    ]
+    draw_comparison(curves, labels, arguments.out)
+    for monitor in dict.fromkeys(run.metrics["monitor"] for run in runs):
+        group = [run for run in runs if run.metrics["monitor"] == monitor]
+        sys.stdout.write(table(header(group[0]), map(summarize, group)))
     logger.info("the curves are in %s", arguments.out)
 
 
@@ -63,47 +83,58 @@ def read_run(folder: Path) -> Run:
     path, resolved = folder / "metrics.csv", folder / RESOLVED
     rows = read_metrics(path) if path.is_file() else {}
     if not rows:
-        raise ValueError(f"the run in {str(folder)!r} has no numbers in metrics.csv yet: plot it after its first epoch")
+        raise ValueError(f"the run in {str(folder)!r} has no metrics in metrics.csv yet: plot it after its first epoch")
     try:
-        steps = json.loads(resolved.read_text(encoding="utf-8"))["steps_per_epoch"]
+        record = json.loads(resolved.read_text(encoding="utf-8"))
+        steps = record["steps_per_epoch"]
         if not isinstance(steps, int) or steps < 1:
             raise TypeError(f"steps_per_epoch is {steps!r}")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"cannot read the steps of an epoch in {str(resolved)!r} ({error!r}): leave this run out"
-        ) from error
-    return Run(folder.resolve().name, rows, steps)
+        metrics = record.get("metrics") or metric_record(ClassificationTask)  # runs of version 0.1 were classifiers
+    except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read the steps per epoch in {str(resolved)!r} ({error!r}): omit this run") from error
+    return Run(folder.resolve().name, rows, steps, metrics)
+
+
+def header(run: Run) -> tuple[str, ...]:
+    """Return the table's header for runs with the same monitored metric."""
+    return ("run", "epochs", run.metrics["monitor"], "at", "ema", "at", *_others(run), "loss", "img/s")
+
+
+def _others(run: Run) -> list[str]:
+    return [name for name in run.metrics["described"] if name not in (run.metrics["monitor"], "loss")]
 
 
 def summarize(run: Run) -> tuple[str, ...]:
-    """Return a run's line of the table: its best values with their epochs, the last training loss, its usual speed."""
+    """Return a run's line of the table: its best values with their epochs, the last training loss, its median speed."""
+    monitor, lowest = run.metrics["monitor"], run.metrics["mode"] == "min"
     epochs = (max(run.rows) + 1) / run.steps_per_epoch
-    best = {name: _best(run.curve(name)) for name in ("val/top1", "val_ema/top1", "val/top5")}
     losses, speeds = run.curve("train/loss")[1], run.curve("speed/images_per_second")[1]
     return (
         run.name,
         f"{epochs:.4g}",
-        *best["val/top1"],
-        *best["val_ema/top1"],
-        best["val/top5"][0],
+        *_best(run.curve(f"val/{monitor}"), lowest),
+        *_best(run.curve(f"val_ema/{monitor}"), lowest),
+        *(_best(run.curve(f"val/{name}"), lowest)[0] for name in _others(run)),
         f"{losses[-1]:.4f}" if losses else "-",
         f"{statistics.median(speeds):.0f}" if speeds else "-",
     )
 
 
-def _best(values: Curve) -> tuple[str, str]:
-    pairs = [(value, -epoch) for epoch, value in zip(*values, strict=True) if value == value]  # no NaN
+def _best(values: Curve, lowest: bool) -> tuple[str, str]:
+    """Return the best value and its epoch, the first of equal ones; NaN is ignored."""
+    sign = -1.0 if lowest else 1.0
+    pairs = [(sign * value, -epoch) for epoch, value in zip(*values, strict=True) if value == value]
     if not pairs:
         return "-", "-"
-    value, epoch = max(pairs)  # the first of equal ones
-    return f"{value:.4f}", f"{-epoch:.4g}"
+    value, epoch = max(pairs)
+    return f"{sign * value:.4f}", f"{-epoch:.4g}"
 
 
-def table(lines: Iterable[tuple[str, ...]]) -> str:
-    """Lay out lines below the header, names to the left and numbers to the right, at most 80 columns wide."""
-    rows = [HEADER, *lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(1, len(HEADER))]
-    room = max(len(HEADER[0]), WIDTH - sum(width + 2 for width in widths))
+def table(head: Sequence[str], lines: Iterable[tuple[str, ...]]) -> str:
+    """Format lines below a header, names left-aligned and numbers right-aligned, in at most 80 columns."""
+    rows = [tuple(head), *lines]
+    widths = [max(len(row[column]) for row in rows) for column in range(1, len(head))]
+    room = max(len(head[0]), WIDTH - sum(width + 2 for width in widths))
     room = min(room, max(len(row[0]) for row in rows))
     names = [row[0] if len(row[0]) <= room else f"{row[0][: room - 1]}…" for row in rows]
     return "".join(

@@ -1,4 +1,4 @@
-"""Classify image files with a trained network."""
+"""`predict` on image files: run a trained network on them."""
 
 import argparse
 import contextlib
@@ -9,12 +9,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.callbacks.prediction import PredictionWriter
+from scalablevit_pl.callbacks.evaluation import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.data.source import images_below
-from scalablevit_pl.tasks import ClassificationTask
+from scalablevit_pl.models.factory import build_stored
+from scalablevit_pl.tasks import TASKS, ReportData
 from scalablevit_pl.weights.source import load_weights, pin_weights, weights_path
 
 
@@ -29,9 +30,12 @@ def predict_files(options: list[str]) -> None:
     weights = pin_weights(arguments.weights)
     if arguments.out is not None:
         _check_out(arguments.out, [*paths, weights_path(weights)])
-    trained = load_weights(weights, arguments.average)
+    stored = load_weights(weights, arguments.average)
+    network = build_stored(stored)
+    task = TASKS[stored.description.task](network)
+    data = ReportData(stored.class_names, len(paths), stored.preprocessing)
     loader = DataLoader(
-        ImageFiles(paths, trained.preprocessing),
+        ImageFiles(paths, stored.preprocessing),
         batch_size=arguments.batch_size,
         num_workers=min(arguments.num_workers, len(paths) // arguments.batch_size),
     )
@@ -41,20 +45,18 @@ def predict_files(options: list[str]) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[LineEnd(), PredictionWriter(arguments.out or sys.stdout, trained.class_names)],
+        callbacks=[LineEnd(), PredictionWriter(arguments.out or sys.stdout, data)],
     )
-    with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar, which must not end up in the table
-        trainer.predict(ClassificationTask(trained.network), loader, return_predictions=False)
+    with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar must not end up in the table
+        trainer.predict(task, loader, return_predictions=False)
 
 
 def _check_out(out: Path, used: list[Path]) -> None:
-    """Refuse a path that could not be written or would replace what is used, before anything is predicted."""
+    """Refuse a path that cannot be written or would replace an input, before anything is predicted."""
     if not out.parent.is_dir():
-        raise ValueError(f"--out {str(out)!r} lies in a folder that does not exist: make it first")
+        raise ValueError(f"--out {str(out)!r} is in a folder that does not exist: create it first")
     if out.exists() and not out.is_file():
-        raise ValueError(
-            f"--out {str(out)!r} is no file: give the name of one, or leave it away to write to the screen"
-        )
+        raise ValueError(f"--out {str(out)!r} is not a file: give a file name, or omit it to write to the screen")
     if out.resolve() in {path.resolve() for path in used}:
         raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
 

@@ -1,55 +1,80 @@
-"""Start a command from trained weights: its configuration takes over their network and preprocessing."""
+"""Start a command from trained weights: its configuration adopts their network and preprocessing."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from jsonargparse import Namespace
 
-from scalablevit_pl.models import ImageClassifier
+from scalablevit_pl.callbacks.initialization import TRAINING_ARGUMENTS
+from scalablevit_pl.models.factory import MODELS
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.run_folder import differences
-from scalablevit_pl.weights.checkpoint import TrainedClassifier
-from scalablevit_pl.weights.source import adopt_network
+from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel
 
 logger = logging.getLogger(__name__)
 
+# Name of a recipe's network that is replaced by that of the weights.
+FROM_WEIGHTS = "from_weights"
+CREATE = "scalablevit_pl.models.create_model"
+BUILD = "scalablevit_pl.models.build_classifier"
 DEFAULTS = asdict(Preprocessing())
 
 
-def adopt_weights(
-    config: Namespace, trained: TrainedClassifier, weights: str, command: str, named: Collection[str]
-) -> None:
+def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command: str, named: Collection[str]) -> None:
     """Change a configuration so that it builds the network of the weights and uses their preprocessing.
+
+    A network that is not one of this package's classifiers is built as configured; the weights must fit it.
 
     Args:
         config: Configuration of the command; changed in place.
-        trained: The weights.
+        stored: The weights.
         weights: Their name, for messages.
-        command: The command; `fit` alone may use another image size.
+        command: The command; only `fit` may use another image size.
         named: Fields of the preprocessing that options on the command line set.
 
     Raises:
-        ValueError: If the configuration asks for something else.
+        ValueError: If the configuration contradicts the weights.
     """
-    if not isinstance(trained.network, ImageClassifier):
-        kind = type(trained.network).__name__
-        raise ValueError(f"--weights starts ScalableViT classifiers, but {weights!r} holds a {kind}")
+    if "backbone" not in stored.description.config:
+        kind = stored.description.config.get("init_args", {}).get("model_name", "another network")
+        raise ValueError(f"--weights needs a network with a ScalableViT backbone, but {weights!r} holds {kind}")
     section = config.get("model.init_args.network")
     section = section.as_dict() if isinstance(section, Namespace) else {}
-    adopted = adopt_network(section, trained.network.config)
-    # The description of the network stays a dictionary, as it is one argument of a function.
-    arguments = Namespace(**adopted["init_args"])  # type: ignore[no-untyped-call]
-    config["model.init_args.network"] = Namespace(  # type: ignore[no-untyped-call]
-        class_path=adopted["class_path"], init_args=arguments
-    )
-    stored = asdict(trained.preprocessing)
+    if section.get("class_path") in (CREATE, BUILD):
+        adopted = adopt_network(section, stored)
+        # The description of the network stays a dictionary, as it is one argument of a function.
+        arguments = Namespace(**adopted["init_args"])  # type: ignore[no-untyped-call]
+        config["model.init_args.network"] = Namespace(  # type: ignore[no-untyped-call]
+            class_path=adopted["class_path"], init_args=arguments
+        )
+    elif str(section.get("class_path")).startswith("timm."):
+        raise ValueError(f"--weights starts a ScalableViT network, not one built by {section['class_path']}")
+    if isinstance(stored.preprocessing, Preprocessing) and _takes_center_crops(config):
+        _adopt_preprocessing(config, stored.preprocessing, command, named)
+
+
+def _takes_center_crops(config: Namespace) -> bool:
+    """Return whether the data's preprocessing, if any is configured, is the record of a center crop."""
     given = config.get("data.init_args.preprocessing")
-    given = stored if given is None else asdict(Preprocessing(**given.as_dict()))
+    known = str(config.get("data.class_path")) == "scalablevit_pl.data.ClassificationDataModule"
+    return known if given is None else set(given.as_dict()) == set(DEFAULTS)
+
+
+def _adopt_preprocessing(config: Namespace, stored: Preprocessing, command: str, named: Collection[str]) -> None:
+    """Use the preprocessing of the weights wherever the configuration sets none.
+
+    Raises:
+        ValueError: If the configuration sets another normalization or, except in a fit, another size.
+    """
+    theirs = asdict(stored)
+    given = config.get("data.init_args.preprocessing")
+    given = theirs if given is None else asdict(Preprocessing(**given.as_dict()))
     if named:  # the parser adds defaults to the fields that options set: use the weights' values instead
-        given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else stored[key] for key in given}
+        given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else theirs[key] for key in given}
     config["data.init_args.preprocessing"] = Namespace(**given)  # type: ignore[no-untyped-call]
-    differing = differences(stored, given, "preprocessing")
+    differing = differences(theirs, given, "preprocessing")
     # The network takes images of any size, so a fit may choose another one.
     sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
     wrong = [line for line in differing if command != "fit" or not line.startswith(sizes)]
@@ -59,4 +84,59 @@ def adopt_weights(
             "their values"
         )
     for line in differing:
-        logger.info("%s, as this run says", line)
+        logger.info("%s, as configured", line)
+
+
+def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, Any]:
+    """Return the configuration that builds the classifier of weights with a recipe's choices for the training.
+
+    The recipe supplies the number of classes, the drop rates and gradient checkpointing. Weights of another task supply
+    the backbone.
+
+    Args:
+        section: `class_path`, one of `CREATE` and `BUILD`, and `init_args` of the recipe's network.
+        stored: The weights.
+
+    Raises:
+        ValueError: If the recipe asks for another network than that of the weights.
+    """
+    arguments = dict(section.get("init_args") or {})
+    config = _classifier_config(stored, arguments)
+    if section["class_path"] == CREATE:
+        wanted = {"name": arguments["name"], "head": arguments.get("head"), **_backbone_arguments(arguments)}
+        if wanted["name"] == FROM_WEIGHTS:
+            del wanted["name"]
+        num_classes, choices = arguments["num_classes"], {"drop_path_rate": arguments.get("drop_path_rate")}
+    else:
+        given = arguments["config"]
+        wanted = {"name": given["name"], "head": given["head"], **given["backbone"]}
+        num_classes, choices = given["num_classes"], {name: wanted.pop(name, None) for name in TRAINING_ARGUMENTS}
+    known = {"name": config["name"], "head": config["head"], **config["backbone"]}
+    differing = [
+        f"{name} is {value!r} in the recipe and {known.get(name)!r} in the weights"
+        for name, value in wanted.items()
+        if value is not None and value != known.get(name)
+    ]
+    if differing:
+        raise ValueError(f"the weights are of another network: {'; '.join(differing)}: use the weights' values")
+    rates = {key: rate for key, rate in choices.items() if rate is not None}
+    config |= {"num_classes": num_classes, "backbone": config["backbone"] | rates}
+    checkpointing = bool(arguments.get("grad_checkpointing"))
+    return {"class_path": BUILD, "init_args": {"config": config, "grad_checkpointing": checkpointing}}
+
+
+def _classifier_config(stored: StoredModel, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `config` of the weights' classifier, or of a new one on their backbone."""
+    config = dict(stored.description.config)
+    if stored.description.task == CLASSIFICATION:
+        return config
+    name = config.get("name", "scalablevit_custom")
+    default = MODELS[name][1] if name in MODELS else "linear"
+    head = arguments.get("head") or arguments.get("config", {}).get("head") or default
+    return {"name": name, "num_classes": 0, "head": head, "global_pool": "avg", "backbone": config["backbone"]}
+
+
+def _backbone_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of `create_model` that shape the backbone and differ from their defaults."""
+    defaults = {"window_pad": "mask", "expand_value": False, "in_channels": 3}
+    return {name: arguments.get(name) for name, value in defaults.items() if arguments.get(name, value) != value}

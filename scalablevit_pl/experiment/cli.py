@@ -17,15 +17,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO
-from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter
 from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd, UnreadableList
 from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
-from scalablevit_pl.callbacks.prediction import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd, TrainingBar
 from scalablevit_pl.callbacks.run_record import RunRecord
 from scalablevit_pl.callbacks.throughput import Throughput
-from scalablevit_pl.experiment.adoption import adopt_weights
+from scalablevit_pl.experiment.adoption import FROM_WEIGHTS, adopt_weights
 from scalablevit_pl.explanation import explain_argument
 from scalablevit_pl.run_folder import (
     CHECKPOINTS,
@@ -35,8 +34,9 @@ from scalablevit_pl.run_folder import (
     resumable_checkpoints,
     run_folder,
 )
-from scalablevit_pl.weights.checkpoint import AVERAGED, RECORD_KEY, TrainedClassifier, find_checkpoint, read_checkpoint
-from scalablevit_pl.weights.source import FROM_WEIGHTS, load_weights
+from scalablevit_pl.weights.checkpoint import AVERAGED, RECORD_KEY, find_checkpoint, read_checkpoint
+from scalablevit_pl.weights.source import load_weights
+from scalablevit_pl.weights.stored import StoredModel
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class ExperimentCLI(LightningCLI):
             config.ckpt_path = self.folder
         self.stored: dict[str, Any] | None = None
         self.step: int | None = None
-        self.trained: TrainedClassifier | None = None
+        self.trained: StoredModel | None = None
         self.average: str | None = None
         if config.ckpt_path is not None:
             names = ("last", "best") if command == "fit" else ("best", "last")

@@ -12,7 +12,7 @@ from operator import attrgetter
 import torch
 from torch import nn
 
-from scalablevit_pl.profiling.cost import count_multiply_adds, peak_memory
+from scalablevit_pl.models.cost import count_multiply_adds, peak_memory
 from scalablevit_pl.profiling.matrix import MatrixRate, matrix_calls
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Build, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.timing import (

@@ -9,9 +9,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from scalablevit_pl.callbacks.prediction import PredictionTable
 from torch.utils.data import DataLoader, Dataset
 
-from scalablevit_pl.callbacks.prediction import PredictionTable
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.explanation import explain, explain_argument
 from scalablevit_pl.models import create_model

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from scalablevit_pl.callbacks.prediction import PredictionTable, PredictionWriter
+from torch import Tensor
 
 TEN = [f"class {index}" for index in range(10)]
 STRANGE = ["a, b", 'said "no"', "two\nlines", "Ärger ☃", "", " ; "]

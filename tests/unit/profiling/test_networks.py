@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from scalablevit_pl.models import create_model
+from scalablevit_pl.models.cost import count_multiply_adds
 from scalablevit_pl.models.fusion import FusedLinear
 from scalablevit_pl.profiling import networks
-from scalablevit_pl.profiling.cost import count_multiply_adds
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks, image_shape, prepare
 
 CPU = torch.device("cpu")

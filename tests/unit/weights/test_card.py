@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from scalablevit_pl.models import ImageClassifier, create_model
+from scalablevit_pl.models.cost import measure_cost
 from scalablevit_pl.preprocessing import Preprocessing
-from scalablevit_pl.profiling.cost import measure_cost
 from scalablevit_pl.weights.card import Evaluation, Provenance, write_card
 from scalablevit_pl.weights.folder import annotate
 

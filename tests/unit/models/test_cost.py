@@ -11,7 +11,7 @@ from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.profiling.cost import count_multiply_adds, measure_cost, peak_memory
+from scalablevit_pl.models.cost import count_multiply_adds, measure_cost, peak_memory
 
 MEGABYTE = 1_000_000
 

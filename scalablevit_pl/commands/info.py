@@ -1,0 +1,85 @@
+"""`info`: show the content of a model's folder, local or on the Hugging Face Hub."""
+
+import logging
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from scalablevit_pl.commands.arguments import OptionParser
+from scalablevit_pl.models.factory import NETWORKS
+from scalablevit_pl.models.pretrained import build_module, card_subject
+from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, read_description
+from scalablevit_pl.weights.hub import checksum, is_repository
+from scalablevit_pl.weights.source import fetch_model
+from scalablevit_pl.weights.stored import Description, StoredModel
+
+logger = logging.getLogger(__name__)
+
+WIDTH = 80
+
+
+def show_info(options: list[str]) -> None:
+    """Run `scalablevit info FOLDER|OWNER/NAME`.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    parser = OptionParser("info")
+    parser.add_argument("model")
+    parser.add_argument("--revision")
+    arguments = parser.read(options)
+    commit, folder = None, Path(arguments.model)
+    if not folder.is_dir() and is_repository(arguments.model):
+        snapshot = fetch_model(arguments.model, arguments.revision, files=(CONFIG, CARD))
+        commit, folder, digest = snapshot.commit, snapshot.folder, snapshot.digests.get(WEIGHTS, "")
+    else:
+        digest = checksum(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no weights"
+    rows = _describe(read_description(folder), folder)
+    rows |= _card_rows(folder / CARD) | {"commit": commit or "none: this is a local folder", "weights": digest}
+    for name, value in rows.items():
+        lines = textwrap.wrap(value, WIDTH - 16) or [""]
+        sys.stdout.write(f"{name:<16}" + ("\n" + " " * 16).join(lines) + "\n")
+
+
+def _describe(description: Description, folder: Path) -> dict[str, str]:
+    rows = {"task": description.task, "model": str(description.config.get("name") or description.network_class)}
+    if description.network_class is None and description.task in NETWORKS:
+        rows |= _describe_network(description, folder)
+    if description.preprocessing is not None:
+        rows |= description.preprocessing.summary()
+    names, count = description.class_names, description.config.get("num_classes")
+    more = f" and {len(names) - 20} more" if names and len(names) > 20 else ""
+    rows["labels"] = f"{count}: {', '.join(names[:20])}{more}" if names else f"{count}, names unknown"
+    return rows
+
+
+def _describe_network(description: Description, folder: Path) -> dict[str, str]:
+    """Describe a network of this package, which is built without memory."""
+    stored = StoredModel(description, {}, str(folder / CONFIG))
+    network: Any = build_module(lambda: NETWORKS[description.task].from_config(description.config), stored)
+    network.annotate(description)
+    subject = card_subject(network)
+    size = subject.input_size
+    return {
+        "model": f"{description.config['name']}, head {description.config['head']}",
+        "parameters": f"{subject.parameters:,}",
+        "multiply-adds": f"at {size}×{size}: {subject.multiply_adds}",
+    }
+
+
+def _card_rows(path: Path) -> dict[str, str]:
+    """Read licence and metrics from a card, if there is a readable one."""
+    try:
+        data = ModelCard(path.read_text(encoding="utf-8")).data
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        logger.debug("no card: %s", error)
+        return {"metrics": "none: there is no card"}
+    results = [
+        f"{result.metric_name} of {result.dataset_name} ({result.dataset_split}): {result.metric_value}"
+        for result in data.get("eval_results") or []
+    ]
+    return {"metrics": "; ".join(results) or "none in the card", "licence": str(data.get("license") or "none stated")}
