@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scalablevit_pl.models.attention import attend, sum_patches
 from scalablevit_pl.models.fusion import onednn_linear
+from scalablevit_pl.models.kernels import attend, sum_patches
 from scalablevit_pl.profiling.measurement import Plan, failure_reason, full_float32
 from scalablevit_pl.profiling.networks import DTYPES
 from scalablevit_pl.profiling.report import describe, headline

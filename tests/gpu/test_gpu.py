@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from scalablevit_pl.data.transforms import erase
 from scalablevit_pl.models import create_model
-from scalablevit_pl.models.attention import LARGEST_BATCH, InteractiveWindowSelfAttention, ScalableSelfAttention
+from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention
+from scalablevit_pl.models.kernels import LARGEST_BATCH
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.profiling.measurement import Plan, full_float32, measure
 from scalablevit_pl.profiling.networks import Setting

@@ -17,9 +17,10 @@ from scalablevit_pl.models import (
     create_model,
     scalablevit_nano,
 )
-from scalablevit_pl.models.attention import OPEN_SIZES, WindowPad
+from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.blocks import DropPath, Mlp, PatchEmbed, PositionEncodingGenerator, ScalableViTBlock
 from scalablevit_pl.models.cost import peak_memory
+from scalablevit_pl.models.kernels import OPEN_SIZES
 
 TINY: dict[str, Any] = {"embed_dims": (4, 8, 12, 16), "num_heads": (1, 2, 3, 4), "depths": (2, 3, 4, 2)}
 # Adding a constant to all keys adds it to a whole row of the softmax, which ignores it.
