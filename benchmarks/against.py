@@ -1,18 +1,19 @@
-"""A network of another checkout against this one's, and against Swin-T, in turns: what a change has brought.
+"""A network of another checkout against this one's and against Swin-T, interleaved: the effect of a change.
 
 python benchmarks/against.py CHECKOUT [--network scalablevit_s] [--mode inference|train] [--batch-size 8]
 
-CHECKOUT is a folder with another commit, such as `git worktree add ../before COMMIT` makes. Both networks get the same
-weights, and the largest difference of their outputs is printed with the times.
+CHECKOUT is a folder with another commit, for example from `git worktree add ../before COMMIT`. Both networks get the
+same weights; the largest difference of their outputs is printed with the times. Everything runs on the CPU.
 """
 
-import argparse
 import importlib
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from script import make_parser
 from torch import nn
 
 from scalablevit_pl.models import create_model
@@ -24,7 +25,7 @@ NOW, BEFORE, SWIN = "now", "before", "swin_tiny_patch4_window7_224"
 
 
 def build_before(checkout: Path, network: str) -> nn.Module:
-    """Build a network with the package of another checkout, and leave this one's in its place."""
+    """Build a network with the package of another checkout, and restore this one's modules."""
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == PACKAGE}
     sys.path.insert(0, str(checkout.resolve()))
     try:
@@ -42,13 +43,9 @@ def build_before(checkout: Path, network: str) -> nn.Module:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, mode="inference", batch_size=8, input_size=224, repeats=25)
     parser.add_argument("checkout", type=Path, help="folder of the other commit")
-    parser.add_argument("--network", default="scalablevit_s", help="ours (%(default)s)")
-    parser.add_argument("--mode", choices=("inference", "train"), default="inference")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--input-size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=25, help="rounds (%(default)s)")
+    parser.add_argument("--network", default="scalablevit_s", help="of this package (%(default)s)")
     options = parser.parse_args()
     size = (options.input_size, options.input_size)
     networks = {NOW: create_model(options.network), BEFORE: build_before(options.checkout, options.network)}
@@ -57,20 +54,18 @@ def main() -> None:
     with torch.inference_mode():
         now, before = (networks[name].eval()(image) for name in (NOW, BEFORE))
     sys.stdout.write(f"largest difference of the outputs: {(now - before).abs().max():.1e}\n")
-    settings = [Setting(name, options.mode, batch_size=options.batch_size, input_size=size) for name in networks]
-    settings.append(Setting(SWIN, options.mode, batch_size=options.batch_size, input_size=size))
-    results = measure(
-        settings,
+    setting = Setting("", options.mode, batch_size=options.batch_size, input_size=size)
+    *_, swin = results = measure(
+        [replace(setting, network=name) for name in (NOW, BEFORE, SWIN)],
         torch.device("cpu"),
         Plan(options.repeats, 0.0),
         lambda setting: networks.get(setting.network) or build_network(setting),
     )
-    swin = results[-1].samples
     for result in results:
-        ratio = statistics.median(theirs / ours for ours, theirs in zip(result.samples, swin, strict=True))
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(result.samples, swin.samples, strict=True))
         sys.stdout.write(
-            f"{result.setting.network:<30}median {statistics.median(result.samples):.3f} s  least "
-            f"{min(result.samples):.3f} s  over Swin-T {ratio:.3f}\n"
+            f"{result.setting.network:<30}median {statistics.median(result.samples):.3f} s  minimum "
+            f"{min(result.samples):.3f} s  relative to Swin-T {ratio:.3f}\n"
         )
 
 

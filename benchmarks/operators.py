@@ -10,7 +10,7 @@ three times as many for a training step. On a CPU the page faults of a step are 
 pages of memory that the process does not have yet, or has given back.
 """
 
-import argparse
+import math
 import multiprocessing
 import os
 import re
@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from script import DEVICE, make_parser, markdown
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,7 +37,7 @@ from scalablevit_pl.profiling.timing import synchronize, time_interleaved
 
 Key = TypeVar("Key", bound=Hashable)
 NETWORKS = ("scalablevit_s", "swin_tiny_patch4_window7_224")
-HEADER = " | calls | ms | share | multiply-adds | ms as matrix products | of matmul |\n|---|---|---|---|---|---|---|\n"
+HEADER = ("calls", "ms", "share", "multiply-adds", "ms as matrix products", "of matmul")
 LONGEST = 8  # shapes and operators to list
 LINEAR, OTHER = "linear layers", "other"
 KINDS = {
@@ -133,29 +134,29 @@ def multiply_adds(network: nn.Module, setting: Setting) -> Counter[str]:
     return counts
 
 
-def row(name: str, calls: int, seconds: float, total: float, products: int, rate: float) -> str:
-    """Format a row of a table; a multiply-add is two operations."""
+def row(name: str, calls: int, seconds: float, total: float, products: int, rate: float) -> list[str]:
+    """Return a row of a table; a multiply-add is two operations."""
     least = 2 * products / rate
     cells = (f"{products / 1e9:.2f} G", f"{1e3 * least:.2f}", f"{least / seconds:.2f}") if products else "–––"
-    return f"| {' | '.join([name, f'{calls}', f'{1e3 * seconds:.2f}', f'{seconds / total:.1%}', *cells])} |\n"
+    return [name, f"{calls}", f"{1e3 * seconds:.2f}", f"{seconds / total:.1%}", *cells]
 
 
 def tables(steps: Sequence[Sequence[Operator]], counts: Mapping[str, int], rate: float) -> str:
     """Format the kinds of operators, and the linear layers by the shape of their product."""
     kinds = summarize(steps, lambda operator: operator.kind)
     total = sum(seconds for _, seconds in kinds.values())
-    text = f"| {HEADER}"
-    for kind, (calls, seconds) in kinds.items():
-        text += row(kind, calls, seconds, total, counts.get(kind, 0), rate)
-    text += row("all", sum(calls for calls, _ in kinds.values()), total, total, sum(counts.values()), rate)
+    rows = [row(kind, *cost, total, counts.get(kind, 0), rate) for kind, cost in kinds.items()]
+    rows.append(row("all", sum(calls for calls, _ in kinds.values()), total, total, sum(counts.values()), rate))
     names = summarize(steps, lambda operator: (operator.kind, operator.name))
-    rest = [f"{name} {1e3 * seconds:.2f} ms" for (kind, name), (_, seconds) in names.items() if kind == OTHER]
-    text += f"\nMost of {OTHER}: {', '.join(rest[:LONGEST])}\n\n| {LINEAR}, rows × inner × columns{HEADER}"
+    others = [f"{name} {1e3 * seconds:.2f} ms" for (kind, name), (_, seconds) in names.items() if kind == OTHER]
     shapes = [(product, *cost) for product, cost in summarize(steps, product_of).items() if product]
-    for (rows, inner, columns), calls, seconds in shapes[:LONGEST]:
-        name = f"{rows} × {inner} × {columns}"
-        text += row(name, calls, seconds, total, calls * rows * inner * columns, rate)
-    return text
+    layers = [
+        row(" × ".join(map(str, product)), calls, seconds, total, calls * math.prod(product), rate)
+        for product, calls, seconds in shapes[:LONGEST]
+    ]
+    return f"{markdown(('', *HEADER), rows)}\nMost of {OTHER}: {', '.join(others[:LONGEST])}\n\n" + markdown(
+        (f"{LINEAR}, rows × inner × columns", *HEADER), layers
+    )
 
 
 def page_faults(setting: Setting, repeats: int, warmup: int = 3) -> float:
@@ -179,15 +180,16 @@ def in_process(function: Callable[..., float], *arguments: object) -> float:
 
 def main() -> None:
     """Measure all networks, interleaved, and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS, help="ours or timm's")
-    parser.add_argument("--mode", choices=("inference", "train"), default="inference")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--input-size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=10, help="rounds (%(default)s)")
-    options = parser.parse_args()
+    options = make_parser(
+        __doc__,
+        networks=NETWORKS,
+        mode="inference",
+        precision="32",
+        device=DEVICE,
+        batch_size=8,
+        input_size=224,
+        repeats=10,
+    ).parse_args()
     device, size = torch.device(options.device), (options.input_size, options.input_size)
     matrices = matrix_calls(DTYPES[options.precision], device)
     calls: dict[Any, Callable[[], object]] = {**matrices}

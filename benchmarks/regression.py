@@ -1,16 +1,14 @@
-"""See whether the networks have become slower than they were, by ratios to references that are measured in turns.
+"""Check whether the networks have become slower, by ratios to references that are measured in the same rounds.
 
 python benchmarks/regression.py [--update]
 
-Times differ from machine to machine; ratios of times that were measured in the same minute on the same one differ much
-less. Each ratio is the least time of a reference over that of a network of ours, since what disturbs a machine only
-adds time. A reference is a network of timm's, or a fixed stack of torch's own modules. `regression.json` beside this
-file holds what the ratios were, by kind of processor. The exit status is 1 if one has fallen by more than the tolerance
-and has so again when its two networks were measured once more, or if nothing is known of this processor. With --update
-this processor's are written instead.
+Times differ between machines; ratios of times from the same minute on the same machine differ much less. Each ratio is
+the least time of a reference over that of a network of this package, since disturbances only add time. A reference is
+a timm network or a fixed stack of torch modules. `regression.json` next to this file holds the expected ratios for
+each kind of processor. The exit status is 1 if a ratio has fallen by more than the tolerance in two measurements, or
+if the processor is unknown. With --update the ratios of this processor are written instead.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -18,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from script import make_parser
 from torch import nn
 
 from scalablevit_pl.profiling.measurement import Plan, Result, measure
@@ -27,27 +26,21 @@ from scalablevit_pl.storage import save_json
 
 RECORD = Path(__file__).with_name("regression.json")
 TOLERANCE = 0.15
-STACK = "stack"
-SWIN = "swin_tiny_patch4_window7_224"
-# A network of ours and its reference.
+STACK, SWIN = "stack", "swin_tiny_patch4_window7_224"
+NANO = {"batch_size": 16, "input_size": (64, 64)}
+# A network of this package and its reference.
 PAIRS = [
     (Setting("scalablevit_s", batch_size=4), Setting(SWIN, batch_size=4)),
     (Setting("scalablevit_s", "train", batch_size=2), Setting(SWIN, "train", batch_size=2)),
-    (
-        Setting("scalablevit_nano", batch_size=16, input_size=(64, 64)),
-        Setting(STACK, batch_size=16, input_size=(64, 64)),
-    ),
-    (
-        Setting("scalablevit_nano", "train", batch_size=16, input_size=(64, 64)),
-        Setting(STACK, "train", batch_size=16, input_size=(64, 64)),
-    ),
+    (Setting("scalablevit_nano", **NANO), Setting(STACK, **NANO)),
+    (Setting("scalablevit_nano", "train", **NANO), Setting(STACK, "train", **NANO)),
 ]
-# Of one thread the ratios are steadier than of all, and no number of cores decides them.
+# With one thread the ratios are steadier, and independent of the number of cores.
 THREADS = 1
 
 
 def build(setting: Setting) -> nn.Module:
-    """Build a network, or the stack, which must stay as it is."""
+    """Build a network, or the stack, which must never change."""
     if setting.network != STACK:
         return build_network(setting)
     mixers = [
@@ -64,7 +57,7 @@ def build(setting: Setting) -> nn.Module:
 
 
 def ratio(ours: Result, reference: Result) -> float:
-    """Return images/s over images/s, each of its fastest round.
+    """Return images/s relative to the reference, each in its fastest round.
 
     Raises:
         SystemExit: If one of them could not be measured.
@@ -76,12 +69,12 @@ def ratio(ours: Result, reference: Result) -> float:
 
 
 def name_of(ours: Setting, reference: Setting) -> str:
-    """Name a ratio."""
+    """Return the name of a ratio."""
     return f"{ours.network} over {reference.network}, {ours.mode}, batch {ours.batch_size}, {ours.size}"
 
 
 def measure_pairs(pairs: Sequence[tuple[Setting, Setting]], repeats: int) -> dict[str, float]:
-    """Measure all of some pairs in turns, and return their ratios by name."""
+    """Measure pairs, interleaved, and return their ratios by name."""
     settings = [setting for pair in pairs for setting in pair]
     results = {
         result.setting: result
@@ -90,28 +83,27 @@ def measure_pairs(pairs: Sequence[tuple[Setting, Setting]], repeats: int) -> dic
     return {name_of(*pair): ratio(*(results[setting] for setting in pair)) for pair in pairs}
 
 
-def is_slow(now: float, was: float | None, tolerance: float = TOLERANCE) -> bool:
-    """Tell whether a ratio has fallen by more than the tolerance."""
-    return was is not None and now < was * (1 - tolerance)
+def verdict(now: float, before: float | None) -> str:
+    """Compare a ratio with the expected one."""
+    if before is None:
+        return "new"
+    return "SLOW" if now < before * (1 - TOLERANCE) else "fast" if now > before * (1 + TOLERANCE) else "ok"
 
 
-def compare(ratios: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> tuple[list[str], bool]:
-    """Return a line for each ratio, and whether none has fallen by more than the tolerance."""
-    lines, good = [], True
-    for name, now in ratios.items():
-        was = before.get(name)
-        word = "new " if was is None else "SLOW" if is_slow(now, was, tolerance) else "ok  "
-        word = "fast" if was is not None and now > was * (1 + tolerance) else word
-        good &= word != "SLOW"
-        lines.append(f"{word} {name}: was {'-' if was is None else f'{was:.3f}'}, is {now:.3f}")
-    return lines, good
+def compare(ratios: Mapping[str, float], before: Mapping[str, float]) -> tuple[list[str], bool]:
+    """Return a line for each ratio, and whether none is too low."""
+    verdicts = {name: verdict(now, before.get(name)) for name, now in ratios.items()}
+    lines = [
+        f"{verdicts[name]:<4} {name}: was {f'{before[name]:.3f}' if name in before else '-'}, is {now:.3f}"
+        for name, now in ratios.items()
+    ]
+    return lines, "SLOW" not in verdicts.values()
 
 
 def main() -> int:
     """Measure and compare, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (%(default)s)")
-    parser.add_argument("--update", action="store_true", help="write the ratios in the place of comparing them")
+    parser = make_parser(__doc__, repeats=5)
+    parser.add_argument("--update", action="store_true", help="write the ratios instead of comparing them")
     options = parser.parse_args()
     records = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     if processor() not in records and not options.update:
@@ -124,13 +116,13 @@ def main() -> int:
         records[processor()] = {"measured_on": measured_on, "ratios": rounded}
         save_json(records, RECORD)
     record = records[processor()]
-    doubtful = [pair for pair in PAIRS if is_slow(ratios[name_of(*pair)], record["ratios"].get(name_of(*pair)))]
-    if doubtful:
-        ratios |= measure_pairs(doubtful, options.repeats)
-    lines, good = compare(ratios, record["ratios"], TOLERANCE)
-    sys.stdout.write(
-        "\n".join([*lines, f"before: {processor()}, {record['measured_on']}; tolerance {TOLERANCE:.0%}"]) + "\n"
-    )
+    before = record["ratios"]
+    slow = [pair for pair in PAIRS if verdict(ratios[name_of(*pair)], before.get(name_of(*pair))) == "SLOW"]
+    if slow:
+        ratios |= measure_pairs(slow, options.repeats)
+    lines, good = compare(ratios, before)
+    lines.append(f"before: {processor()}, {record['measured_on']}; tolerance {TOLERANCE:.0%}")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0 if good else 1
 
 

@@ -1,19 +1,19 @@
-"""Memory that waits for the backward pass, an image, with and without gradient checkpointing.
+"""Memory held for the backward pass, for each image, with and without gradient checkpointing.
 
 python benchmarks/saved.py [NETWORK ...] [--device cpu|cuda] [--batch-size 2] [--input-size 224]
 
-Counted is what torch saves in a forward pass with cross entropy, in training mode, in float32 and under autocast in
-bf16: each piece of memory once, without the parameters. What an image takes is by how much that grows from this batch
-to twice as large a one, divided by the batch; what does not grow stands beside it, such as the copies of weights that
-autocast makes. What checkpointing computes again, one block's activations at a time, is not counted.
+This counts what torch saves in a forward pass with cross entropy, in training mode, in float32 and under autocast to
+bf16: each piece of memory once, without the parameters. The memory for an image is the growth from this batch to twice
+as large a one, divided by the batch; what does not grow is listed separately, such as the copies of weights that
+autocast makes. What checkpointing recomputes, one block's activations at a time, is not counted.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from script import DEVICE, make_parser, markdown
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
@@ -24,11 +24,11 @@ NETWORKS = ("scalablevit_s", "swin_tiny_patch4_window7_224")
 
 
 def saved_bytes(call: Callable[[], object], network: nn.Module) -> int:
-    """Make a call and return the bytes that it saves for a backward pass, without those of a network's parameters."""
+    """Run a call and return the bytes that it saves for a backward pass, without those of a network's parameters."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        # Held, so that no later one lies at the same place.
+        # Kept alive, so that no later storage gets the same address.
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
         return tensor
@@ -42,7 +42,7 @@ def saved_bytes(call: Callable[[], object], network: nn.Module) -> int:
 
 
 def count(network: nn.Module, setting: Setting, device: torch.device) -> tuple[float, float]:
-    """Return the bytes that wait for an image, and those that wait whatever the batch is."""
+    """Return the bytes held for each image, and those held whatever the batch is."""
     dtype = DTYPES[setting.precision]
     saved = []
     for images in (setting.batch_size, 2 * setting.batch_size):
@@ -60,24 +60,19 @@ def count(network: nn.Module, setting: Setting, device: torch.device) -> tuple[f
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS, help="ours or timm's")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--input-size", type=int, default=224)
-    options = parser.parse_args()
+    options = make_parser(__doc__, networks=NETWORKS, device=DEVICE, batch_size=2, input_size=224).parse_args()
     size, device = (options.input_size, options.input_size), torch.device(options.device)
     sys.stdout.write(
         f"torch {torch.__version__}, {options.device}, batches of {options.batch_size} and {2 * options.batch_size}, "
-        f"{'×'.join(map(str, size))}\n\n"
-        "| | precision | an image | with checkpointing | besides | with checkpointing |\n|---|---|---|---|---|---|\n"
+        f"{options.input_size}×{options.input_size}\n\n"
     )
+    sys.stdout.write(markdown(("", "precision", "each image", "with checkpointing", "constant", "with checkpointing")))
     for name in options.networks:
         for precision in ("32", "bf16"):
             plain = Setting(name, "train", precision, batch_size=options.batch_size, input_size=size)
             costs = []
             for setting in (plain, replace(plain, grad_checkpointing=True)):
-                torch.manual_seed(0)  # of the paths that are dropped
+                torch.manual_seed(0)  # decides which paths are dropped
                 costs.append(count(build_network(setting).to(device).train(), setting, device))
             cells = [f"{1e-6 * cost:.1f} MB" for pair in zip(*costs, strict=True) for cost in pair]
             sys.stdout.write(f"| `{name}` | {precision} | {' | '.join(cells)} |\n")
