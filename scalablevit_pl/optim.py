@@ -1,4 +1,4 @@
-"""What the optimizer gets: parameter groups and the learning rate's course."""
+"""Parameter groups and learning-rate schedule."""
 
 import logging
 import math
@@ -16,24 +16,22 @@ ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
 
 
 def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those with weight decay and those without, and by layer if asked for.
+    """Split the trainable parameters into groups with and without weight decay, and by layer for layer decay.
 
-    Exempt are biases, all other parameters of at most one dimension, and those that `network.no_weight_decay()` names
-    if there is such a method, as timm's networks have it. The decay itself is the optimizer's own.
+    Biases, other parameters of at most one dimension, and those that `network.no_weight_decay()` names, a method of
+    timm's networks, are exempt. The decay itself is the optimizer's own.
 
     Args:
         network: The network.
-        layer_decay: Below 1, each layer has groups of its own. Their `lr_scale`, by which the learning rate is to be
-            multiplied, is 1 for the last layer and this factor smaller from each layer to the one below. Layers are
-            what `network.group_matcher()` says, as timm's networks have it; frozen ones count, too.
+        layer_decay: Below 1, each layer has its own groups. Their `lr_scale`, a factor on the learning rate, is 1 for
+            the last layer and decays by this factor from each layer to the one below. `network.group_matcher()`, a
+            method of timm's networks, defines the layers; frozen ones count.
 
     Raises:
-        ValueError: If the factor is out of its range, or the network does not say which layers it has.
+        ValueError: If the factor is out of range, or the network does not define its layers.
     """
     if not 0.0 < layer_decay <= 1.0:
-        raise ValueError(
-            f"layer_decay must be above 0 and at most 1, which is the same rate for all, got {layer_decay}"
-        )
+        raise ValueError(f"layer_decay must be above 0 and at most 1, which means no decay, got {layer_decay}")
     exempt = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
     layers = _layers(network) if layer_decay < 1.0 else {}
     last = max(layers.values(), default=0)
@@ -52,26 +50,26 @@ def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[
 
 
 def _layers(network: nn.Module) -> dict[str, int]:
-    """Number each parameter's layer, from 0."""
+    """Return the layer of each parameter, numbered from 0."""
     if not hasattr(network, "group_matcher"):
         raise ValueError(
-            f"{type(network).__name__} does not say which layers it has (group_matcher): leave layer_decay at 1, or "
-            "take a network that scalablevit_pl.models.create_model or timm.create_model makes"
+            f"{type(network).__name__} does not define its layers (group_matcher): leave layer_decay at 1, or use a "
+            "network of scalablevit_pl.models.create_model or timm.create_model"
         )
-    from timm.models import group_parameters  # slow to import, and most runs do not need it
+    from timm.models import group_parameters  # slow to import, and not needed by most runs
 
     layers: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     return layers
 
 
 class WarmupCosineSchedule(LRScheduler):
-    """Linear warm-up, then a cosine that began at step 0: the schedule of the paper's recipe, per optimizer step.
+    """Linear warm-up, then a cosine that started at step 0, per optimizer step: the schedule of the paper's recipe.
 
     With base rate lr, at step t of T with w warm-up steps: `warmup_lr + (lr - warmup_lr) t / w` for t < w, else
-    `min_lr + (lr - min_lr) (1 + cos(π t / T)) / 2`. A group with an `lr_scale` has that multiple of all three rates.
+    `min_lr + (lr - min_lr) (1 + cos(π t / T)) / 2`. A group's `lr_scale` multiplies all three rates.
 
     Args:
-        optimizer: Its groups' learning rates are the base rates, multiplied by their `lr_scale` if there is one.
+        optimizer: The learning rates of its groups are the base rates, already multiplied by `lr_scale`.
         total_steps: Optimizer steps T of the whole training.
         steps_per_epoch: Optimizer steps of an epoch.
         warmup_epochs: Length of the warm-up in epochs.
@@ -105,15 +103,15 @@ class WarmupCosineSchedule(LRScheduler):
         low = [base / scale for base, scale in zip(self.base_lrs, self.lr_scales, strict=True) if base < scale * floor]
         if low:
             logger.warning(
-                "the learning rate %.3g is below min_lr %.3g or warmup_lr %.3g, so that it rises where it should fall: "
-                "these two are not scaled with the batch; lower them too",
+                "the learning rate %.3g is below min_lr %.3g or warmup_lr %.3g, so it would rise instead of fall: "
+                "lower these two, which are not scaled with the batch",
                 min(low),
                 min_lr,
                 warmup_lr,
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the step of an earlier schedule, on the course of this one: a resumed run may train longer."""
+        """Continue at the step of an earlier schedule with the settings of this one: a resumed run may train longer."""
         own = ("total_steps", "warmup_steps", "warmup_lr", "min_lr", "base_lrs", "lr_scales")
         super().load_state_dict(state_dict | {name: getattr(self, name) for name in own})
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):

@@ -1,4 +1,4 @@
-"""The networks under their names in timm: after `import scalablevit_pl.timm`, `timm.create_model` knows them."""
+"""Register the networks with timm: after `import scalablevit_pl.timm`, `timm.create_model` builds them."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -41,7 +41,7 @@ register_notrace_function(check_image)  # type: ignore[no-untyped-call]
 
 
 def _register(entry: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register an entry point unless it already is, since timm warns of names that are taken."""
+    """Register an entry point once, since timm warns about registered names."""
     name = entry.__name__
     if is_model(name) and model_entrypoint(name).__module__ == __name__:
         return entry
@@ -58,7 +58,7 @@ def _build(
     dtype: torch.dtype | None = None,
     **backbone: Any,
 ) -> ImageClassifier:
-    """Build a size with some arguments of its backbone replaced.
+    """Build a size with some backbone arguments replaced.
 
     Raises:
         TypeError: If the backbone has no such argument.
@@ -73,9 +73,8 @@ def _build(
 
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    """Build a network in timm's way: an `ImageClassifier`, or with `features_only` timm's wrapper around one."""
-    # The network's own name of what timm calls in_chans. timm's wins: it is the one that asks for other channels than
-    # the description of some weights.
+    """Build a network as timm does: an `ImageClassifier`, or with `features_only` timm's wrapper around one."""
+    # The network's own name for timm's in_chans. timm's takes precedence: it overrides the description of weights.
     if "in_channels" in arguments:
         arguments.setdefault("in_chans", arguments.pop("in_channels"))
     model: nn.Module = build_model_with_cfg(

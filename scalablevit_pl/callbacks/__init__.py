@@ -1,1 +1,1 @@
-"""What watches a run."""
+"""Callbacks that record, guard and measure a run."""

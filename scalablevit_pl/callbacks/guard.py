@@ -1,4 +1,4 @@
-"""What stops a run that has gone wrong: a loss that is no number, weights that are none, processes left alone."""
+"""Stop a run that has failed: NaN losses, non-finite weights, orphaned processes."""
 
 import logging
 import subprocess
@@ -16,12 +16,12 @@ from scalablevit_pl.callbacks.preemption import PreemptedError
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
-ENDS_OF_ALL = (KeyboardInterrupt, PreemptedError, SIGTERMException)  # which reach all processes
-GRACE = 10.0  # seconds that other processes have to end by themselves
+SHARED_ENDS = (KeyboardInterrupt, PreemptedError, SIGTERMException)  # these reach all processes
+GRACE = 10.0  # seconds for other processes to end by themselves
 
 
 class NonFiniteError(ValueError):
-    """A training whose loss or weights are no finite numbers any more, raised by all of its processes."""
+    """The loss or the weights became NaN or infinite; raised by all processes."""
 
     raised_by_all = True
 
@@ -29,12 +29,12 @@ class NonFiniteError(ValueError):
 class LossGuard(pl.Callback):
     """Stop a training whose loss is NaN or infinite, before the optimizer sees it, on all processes at once.
 
-    What the losses are is asked before the backward pass, which is queued meanwhile, and looked at after it, where the
-    answer has long been there: a GPU never waits for it. Gradients that overflow in half precision are the scaler's
-    business; weights that are spoilt all the same are not written into checkpoints, so that the newest one is good.
+    The losses are compared over the processes before the backward pass and read after it, when the answer has arrived
+    long ago, so a GPU never waits for it. Gradients that overflow in half precision are left to the scaler; non-finite
+    weights are never written into checkpoints, so the newest one is good.
 
     Args:
-        folder: The run folder; the offending batch is recorded in its `nonfinite.json`.
+        folder: The run folder; `nonfinite.json` in it records the batch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,11 +45,11 @@ class LossGuard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember which samples these are."""
+        """Remember the samples of the batch."""
         self.batch = {name: batch[name] for name in ("index", "path") if name in batch} | {"batch": batch_idx}
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Ask which processes have a loss that is no finite number, without waiting for the answer."""
+        """Find the processes with a non-finite loss, without waiting for the answer."""
         loss = loss.detach()
         spoilt = torch.zeros(trainer.world_size, device=loss.device)
         spoilt[trainer.global_rank] = ~loss.isfinite().all()
@@ -65,38 +65,38 @@ class LossGuard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Stop before the step that would spoil the weights.
+        """Stop before the step that would make the weights non-finite.
 
         Raises:
-            NonFiniteError: If the loss of a process is no finite number.
+            NonFiniteError: If the loss of a process is NaN or infinite.
         """
         self._check(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop at a batch that only adds to the gradients, too.
+        """Stop also at a batch that only accumulates gradients.
 
         Raises:
-            NonFiniteError: If the loss of a process is no finite number.
+            NonFiniteError: If the loss of a process is NaN or infinite.
         """
         self._check(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to write weights that are no finite numbers.
+        """Refuse to save non-finite weights.
 
         Raises:
-            NonFiniteError: If there are some, as after a step with gradients that are none.
+            NonFiniteError: If there are some, as after a step with non-finite gradients.
         """
-        # A sum is no finite number where one of its parts is none; one transfer asks for all.
+        # The sum of a tensor is non-finite if an element is; one transfer covers all tensors.
         sums = [parameter.detach().sum(dtype=torch.float32) for parameter in pl_module.parameters()]
         if sums and not torch.stack(sums).isfinite().all():
             raise NonFiniteError(
-                f"the weights are no finite numbers after {trainer.global_step} steps although the loss was one, so "
-                f"they are not saved: {_named(self._last_checkpoint())}: start with a smaller --model.optimizer.lr, "
-                "with --trainer.gradient_clip_val or with --trainer.precision 32-true"
+                f"the weights became NaN or infinite after {trainer.global_step} steps and were not saved; "
+                f"{_named(self._last_checkpoint())}: start with a smaller --model.optimizer.lr, with "
+                "--trainer.gradient_clip_val or with --trainer.precision 32-true"
             )
 
     def _check(self, trainer: pl.Trainer) -> None:
@@ -110,7 +110,7 @@ class LossGuard(pl.Callback):
             self._stop(trainer, ranks, loss)
 
     def _stop(self, trainer: pl.Trainer, ranks: list[int], loss: Tensor) -> None:
-        """Record the batch where it is this process's, and raise on all.
+        """Record the batch of this process if its loss is non-finite, and raise on all processes.
 
         Raises:
             NonFiniteError: Always.
@@ -124,25 +124,25 @@ class LossGuard(pl.Callback):
                 "batch": self.batch.pop("batch"),
                 "rank": rank,
                 "lr": rate,
-                "loss": str(loss.item()),  # JSON has no word for it
+                "loss": str(loss.item()),  # JSON has no NaN
                 "last_checkpoint": str(last) if last else None,
                 **{name: _plain(values) for name, values in self.batch.items()},
             }
             save_json(record, self._record(trainer, rank))
         if trainer.world_size > 1:
-            torch.distributed.barrier()  # whoever raises first takes the others down, who shall have written theirs
+            torch.distributed.barrier()  # the first to raise ends the others, which must have written their records
         files = " and ".join(str(self._record(trainer, rank)) for rank in ranks)
         raise NonFiniteError(
-            f"the loss is no finite number in step {trainer.global_step} of epoch {trainer.current_epoch} at a "
-            f"learning rate of {rate:.3g}: {_named(last)}, and the batch is in {files}: look at its images, or start "
-            "with a smaller --model.optimizer.lr"
+            f"the loss became NaN or infinite at step {trainer.global_step} of epoch {trainer.current_epoch} with "
+            f"learning rate {rate:.3g}; {_named(last)}, and {files} records the batch: check its images, or start with "
+            "a smaller --model.optimizer.lr"
         )
 
     def _record(self, trainer: pl.Trainer, rank: int) -> Path:
         return self.folder / ("nonfinite.json" if trainer.world_size == 1 else f"nonfinite.rank{rank}.json")
 
     def _last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint of the run; those with weights that are no numbers are never written."""
+        """Return the newest checkpoint of the run; non-finite weights are never written."""
         paths = [path for path in (self.folder / "checkpoints").glob("*.ckpt") if not path.name.startswith(".")]
         return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -156,7 +156,7 @@ def _plain(values: Any) -> list[Any]:
 
 
 class UnreadableList(pl.Callback):
-    """Keep `unreadable.txt`, which names each image that a process of the run could not read, a line each.
+    """Maintain `unreadable.txt`, which names each image that a process of the run could not read.
 
     Args:
         folder: The run folder.
@@ -169,32 +169,32 @@ class UnreadableList(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write what is new."""
-        if len(trainer.datamodule.unreadable) > self.written:  # type: ignore[attr-defined]
+        """Write new entries."""
+        if len(_unreadable(trainer)) > self.written:
             self._write(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what the evaluation has met."""
+        """Write the entries of the evaluation."""
         self._write(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what the evaluation has met."""
+        """Write the entries of the evaluation."""
         self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what another process may have overwritten."""
+        """Write entries again that another process may have overwritten."""
         self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write all, since one too many is what mostly ends here."""
+        """Write all entries: too many unreadable images are a common reason of an exception."""
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        """Add lines to those that are there.
+        """Append missing lines.
 
-        Two processes may do so at once, and lines of one be lost: each adds all of its own again at its next time.
+        When two processes write at once, lines of one are lost: each appends all of its lines again the next time.
         """
-        lines: list[str] = getattr(trainer.datamodule, "unreadable", [])  # type: ignore[attr-defined]
+        lines = _unreadable(trainer)
         path = self.folder / "unreadable.txt"
         there = path.read_text(encoding="utf-8").splitlines() if lines and path.is_file() else []
         missing = [line for line in lines if line not in there]
@@ -205,19 +205,24 @@ class UnreadableList(pl.Callback):
         self.written = len(lines)
 
 
+def _unreadable(trainer: pl.Trainer) -> list[str]:
+    """Return the unreadable images that the datamodule has met; a user's own may not track them."""
+    return list(getattr(trainer.datamodule, "unreadable", []))  # type: ignore[attr-defined]
+
+
 class SharedEnd(pl.Callback):
     """End the processes that this one has started when an error ends it.
 
-    Lightning ends all when one that it started fails. When the first one fails, the others would wait for it in the
-    next exchange of gradients, on GPUs for ever.
+    Lightning ends all processes when one that it started fails. If the first one fails, the others would wait for it in
+    the next exchange of gradients, on GPUs indefinitely.
     """
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the others some time to end by themselves, then end them."""
+        """Wait for the other processes to end, then kill them."""
         started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
-        if not started or isinstance(exception, ENDS_OF_ALL):
+        if not started or isinstance(exception, SHARED_ENDS):
             return
-        # Lightning's own watch over the same list would end this process before it can say what happened.
+        # Lightning watches the same list and would end this process before it can report the error.
         processes = list(started)
         started.clear()
         deadline = time.monotonic() + GRACE

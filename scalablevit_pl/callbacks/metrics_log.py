@@ -1,4 +1,4 @@
-"""metrics.csv: every logged number of a run, in one file that survives a resume."""
+"""metrics.csv: all logged metrics of a run, in one file that survives a resume."""
 
 import csv
 from argparse import Namespace
@@ -14,10 +14,10 @@ from scalablevit_pl.storage import written_aside
 
 
 class MetricsLog(Logger):
-    """Write metrics to one CSV file, a row per step that logged something.
+    """Write metrics to one CSV file with a row for each step that logged something.
 
-    Lightning's own CSVLogger deletes the file when a run is resumed in its folder. This one goes on with it, without
-    the rows that the resumed run is about to repeat.
+    Lightning's own CSVLogger deletes the file when a run is resumed in its folder. This one continues it, without the
+    rows that the resumed run will repeat.
 
     Args:
         path: The file.
@@ -35,7 +35,7 @@ class MetricsLog(Logger):
 
     @property
     def version(self) -> str:
-        """Return nothing: a run folder holds one run."""
+        """Return an empty version: a run folder holds one run."""
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
-        """Take over what a file from an earlier part of the run says about steps before `step`."""
+        """Read the rows before `step` from the file of an earlier part of the run."""
         if self.path.is_file():
             self.rows = {row: values for row, values in read_metrics(self.path).items() if row < step}
 
@@ -54,7 +54,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file aside and put it in place."""
+        """Write the file atomically."""
         if not self.rows:
             return
         names = sorted({name for row in self.rows.values() for name in row} - {"epoch"})
@@ -65,12 +65,12 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Save at the end, however it came."""
+        """Save at the end of the run, also after an error."""
         self.save()
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a metrics.csv: the numbers of each step.
+    """Read a metrics.csv and return the metrics of each step.
 
     Raises:
         ValueError: If the file is damaged.
@@ -84,7 +84,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
                 for row in csv.DictReader(file)
             }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read {str(path)!r} ({error}): move it away to go on without it") from error
+        raise ValueError(f"cannot read {str(path)!r} ({error}): move it away to continue without it") from error
 
 
 def curve(rows: Mapping[int, Mapping[str, float]], name: str, steps_per_epoch: int) -> Curve:

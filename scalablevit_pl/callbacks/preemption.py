@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it does so between two steps, with a checkpoint."""
+"""Signals that stop a run between two steps, with a checkpoint."""
 
 import logging
 import os
@@ -8,20 +8,22 @@ import subprocess
 import threading
 from typing import Any
 
+from scalablevit_pl.text import one_line
+
 logger = logging.getLogger(__name__)
 
 STOP = signal.SIGTERM
-# SLURM sends it, where a job's --signal says so, some time before the job's time is up.
+# SLURM sends it some time before a job's time limit, if the job's --signal asks for it.
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none
-BY_WEIGHT = (0, STOP, REQUEUE)  # no signal, and which one wins where processes have got different ones
+BY_WEIGHT = (0, STOP, REQUEUE)  # by precedence, where processes have received different signals
 
 
 class PreemptedError(Exception):
-    """A signal has stopped the run, and its checkpoint is written.
+    """A signal stopped the run after its checkpoint was written.
 
     Args:
         signum: The signal.
-        step: Optimizer steps that are done.
+        step: Number of completed optimizer steps.
     """
 
     def __init__(self, signum: int, step: int) -> None:
@@ -31,13 +33,13 @@ class PreemptedError(Exception):
 
 
 class StopSignal:
-    """Remember SIGTERM and SIGUSR1 instead of dying of them.
+    """Record SIGTERM and SIGUSR1 instead of ending the process.
 
-    Lightning's own handlers write their checkpoint and speak to the other processes from within the handler, in the
-    middle of whatever the process is doing.
+    Lightning's own handlers write a checkpoint and communicate from within the handler, in the middle of whatever the
+    process is doing.
 
     Attributes:
-        received: The signal, once there was one.
+        received: The received signal, or None.
     """
 
     def __init__(self) -> None:
@@ -45,9 +47,9 @@ class StopSignal:
         self._earlier: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the handlers' place, again if others have been put there since."""
+        """Install the handlers, again if others have replaced them."""
         if threading.current_thread() is not threading.main_thread():
-            return  # where signals are none of ours
+            return  # only the main thread handles signals
         for signum in {STOP, REQUEUE}:
             current = signal.getsignal(signum)
             if current != self._remember:
@@ -55,18 +57,18 @@ class StopSignal:
                 signal.signal(signum, self._remember)
 
     def restore(self) -> None:
-        """Put the handlers back that were there before."""
+        """Restore the previous handlers."""
         for signum, handler in self._earlier.items():
             signal.signal(signum, handler)
         self._earlier.clear()
 
     def _remember(self, signum: int, frame: Any) -> None:
-        if self.received != REQUEUE:  # which SIGTERM follows where the time is up
+        if self.received != REQUEUE:  # SIGTERM follows it at the time limit
             self.received = signum
 
 
 def requeue_job() -> str | None:
-    """Ask SLURM to run this job again, and return its id; None outside of SLURM.
+    """Requeue this SLURM job and return its id; return None outside of SLURM.
 
     Raises:
         ValueError: If SLURM refuses.
@@ -81,7 +83,7 @@ def requeue_job() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         raise ValueError(
-            f"the checkpoint is written, but job {job} could not be requeued ({' '.join(str(reason).split())}): submit "
+            f"the checkpoint is written, but job {job} could not be requeued ({one_line(reason)}): submit "
             "the same script again"
         ) from error
     return job

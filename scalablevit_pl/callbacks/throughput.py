@@ -1,4 +1,4 @@
-"""How fast a training is, what it waits for, and when it will be done."""
+"""Speed of a training, its wait for data, and the remaining time."""
 
 import math
 import time
@@ -11,13 +11,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
-FETCH = "train_dataloader_next"  # the end of what Lightning calls the wait for a training batch
+FETCH = "train_dataloader_next"  # end of Lightning's name for fetching a training batch
 SAVE = "save_checkpoint"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What had come together at the end of a batch: seconds trained and waited for data, and images."""
+    """Totals at the end of a batch: seconds of training and of waiting for data, and images."""
 
     trained: float = 0.0
     waited: float = 0.0
@@ -25,24 +25,23 @@ class Reading:
 
 
 class Throughput(pl.Callback):
-    """Measure steps and images per second, the wait for data, the memory of a GPU and the time that is left.
+    """Measure steps and images per second, the wait for data, GPU memory and the remaining time.
 
-    Time is that of the process, from the end of one batch to that of the next, over as many steps as lie between two
-    logs; a GPU is not waited for, and may lag behind by a fraction of a step. The wait for data is the time in which
-    the loop asks its loader for a batch, decoding included where there are no loader processes, but not the copy to
-    the GPU. While a GPU still computes, such a wait costs nothing: the share is the most that a faster loader could
-    save. Between two batches with a validation, a checkpoint or the end of an epoch between them, only the wait for the
-    data and the batch count, since the rest is no training; it counts for the time that is left.
+    Time is measured in the process, from the end of one batch to the end of the next, over the steps between two logs.
+    It does not synchronize with a GPU, which may lag behind by a fraction of a step. The wait for data is the time for
+    which the loop asks its loader for a batch; without loader processes it includes decoding, and never the copy to the
+    GPU. While a GPU still computes, the wait costs nothing: the share is the most that a faster loader could save.
+    Validations, checkpoints and the ends of epochs are excluded from the speed, and included in the remaining time.
 
-    The numbers are logged as `speed/steps_per_second`, `speed/images_per_second` (of all processes), `speed/data_wait`
-    (a share of the time), `speed/gpu_memory_gb` (the most that tensors held so far, in 10⁹ bytes), `speed/eta_hours`.
-    They reach the loggers past the task's metrics, so that neither a checkpoint nor a random number depends on them.
+    Logged are `speed/steps_per_second`, `speed/images_per_second` (of all processes), `speed/data_wait` (a share of the
+    time), `speed/gpu_memory_gb` (peak of tensors, in 10⁹ bytes) and `speed/eta_hours`. They bypass the task's metrics,
+    so that neither a checkpoint nor a random number depends on them.
 
     Args:
-        clock: Gives the time in seconds.
+        clock: Returns the time in seconds.
 
     Attributes:
-        speed: The latest numbers, by name.
+        speed: The latest values by name.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -50,7 +49,7 @@ class Throughput(pl.Callback):
         self.speed: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to measure."""
+        """Start to measure."""
         self.window: deque[Reading] = deque(maxlen=1 + trainer.log_every_n_steps * trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
         self.now = Reading()
         self.first_step = self.step = trainer.global_step
@@ -61,7 +60,7 @@ class Throughput(pl.Callback):
         trainer.profiler = FetchTimer(trainer.profiler, self.on_fetch, self.on_pause, self.clock)  # type: ignore[attr-defined]
 
     def on_fetch(self, begin: float, end: float) -> None:
-        """Take note of a wait for data, and of what has gone on before it."""
+        """Record a wait for data, and a pause before it."""
         self.fetched = end - begin
         self.paused = 0.0
         if self.interrupted:
@@ -74,15 +73,15 @@ class Throughput(pl.Callback):
         self.interrupted = False
 
     def on_pause(self) -> None:
-        """Take note of something between two batches that is no training."""
+        """Record an interruption between two batches."""
         self.interrupted = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave a validation out."""
+        """Exclude a validation."""
         self.interrupted = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the end of an epoch out, with its pictures and the start of loader processes."""
+        """Exclude the end of an epoch, with its pictures and the start of loader processes."""
         self.interrupted = True
 
     def on_train_batch_end(
@@ -96,7 +95,7 @@ class Throughput(pl.Callback):
             before.images + len(batch["image"]) * trainer.world_size,
         )
         self.last_end, self.step = end, trainer.global_step
-        self.window.append(self.now)  # the first one is where the window begins: a first step takes longer than others
+        self.window.append(self.now)  # the window begins after the first step, which takes longer
         if len(self.window) > 1 and stepped:
             self.speed = self._measure(trainer, pl_module)
             if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -121,13 +120,13 @@ class Throughput(pl.Callback):
 
 
 class FetchTimer(Profiler):
-    """Time a loop's requests for a batch, and hand on everything to another profiler.
+    """Time a loop's requests for a batch, and forward every call to the configured profiler.
 
     Args:
-        inner: The profiler that the user has chosen, or Lightning's own that does nothing.
-        on_fetch: Told when a wait for a training batch began and ended.
-        on_pause: Told that a checkpoint was saved.
-        clock: Gives the time in seconds.
+        inner: The configured profiler, or Lightning's own that does nothing.
+        on_fetch: Called with begin and end of a wait for a training batch.
+        on_pause: Called after a checkpoint was saved.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -145,12 +144,12 @@ class FetchTimer(Profiler):
         self.begin = 0.0
 
     def start(self, action_name: str) -> None:
-        """Begin to time an action."""
+        """Start to time an action."""
         self.inner.start(action_name)
         self.begin = self.clock() if action_name.endswith(FETCH) else self.begin
 
     def stop(self, action_name: str) -> None:
-        """Tell of an action that is done."""
+        """Report an action."""
         if action_name.endswith(FETCH):
             self.on_fetch(self.begin, self.clock())
         elif action_name == SAVE:

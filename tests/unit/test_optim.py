@@ -187,7 +187,7 @@ def test_frozen_layers_are_in_no_group_and_count_nevertheless() -> None:
 
 def test_without_layer_decay_a_network_need_not_know_its_layers() -> None:
     assert len(parameter_groups(nn.Linear(2, 2), 1.0)) == 2
-    with pytest.raises(ValueError, match=r"Linear does not say which layers it has .* leave layer_decay at 1"):
+    with pytest.raises(ValueError, match=r"Linear does not define its layers .* leave layer_decay at 1"):
         parameter_groups(nn.Linear(2, 2), 0.9)
 
 

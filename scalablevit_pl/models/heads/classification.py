@@ -16,14 +16,14 @@ class LinearHead(nn.Module):
 
     Args:
         channels: Channels of the backbone's maps; the last one counts.
-        num_classes: Number of logits; with 0 there is no last layer.
-        global_pool: `avg`, or nothing for an output at every token.
+        num_classes: Number of logits; 0 for no last layer.
+        global_pool: `avg`, or empty for an output at every token.
 
     Attributes:
         num_features: Channels that the last linear layer sees.
 
     Raises:
-        ValueError: If the number of classes is negative or the pooling unknown.
+        ValueError: If the number of classes is negative or the pooling is unknown.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int, global_pool: GlobalPool = "avg") -> None:
@@ -35,7 +35,7 @@ class LinearHead(nn.Module):
         self.apply(initialize_weights)
 
     def _build_hidden(self, dim: int) -> int:
-        """Build what stands between pooling and last layer, and return its channels."""
+        """Build the layers between pooling and last layer, and return their channels."""
         return dim
 
     def normalize(self, image: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class LinearHead(nn.Module):
         return tokens.mean((1, 2)) if self.global_pool else tokens
 
     def pre_logits(self, pooled: Tensor) -> Tensor:
-        """Compute what the last linear layer sees from pooled features `(…, C)`."""
+        """Compute the input of the last linear layer from pooled features `(…, C)`."""
         return pooled
 
     def forward(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
@@ -57,21 +57,21 @@ class LinearHead(nn.Module):
 
         Args:
             maps: The backbone's maps.
-            pre_logits: Leave the last layer out.
+            pre_logits: Omit the last layer.
 
         Returns:
-            `(B, num_classes)`, or `(B, num_classes, H, W)` without pooling; the channels are `num_features` where the
-            last layer is left out or there is none.
+            `(B, num_classes)`, or `(B, num_classes, H, W)` without pooling; `num_features` channels without the last
+            layer.
         """
         features = self.pre_logits(self.pool(maps))
         output: Tensor = features if pre_logits else self.fc(features)
         return output if self.global_pool else output.permute(0, 3, 1, 2)
 
     def reset(self, num_classes: int, global_pool: GlobalPool | None, like: Tensor) -> None:
-        """Put a new last layer in, on the device and of the dtype of `like`; the pooling stays unless one is given.
+        """Replace the last layer, on the device and with the dtype of `like`; by default the pooling stays.
 
         Raises:
-            ValueError: If the number of classes is negative or the pooling unknown.
+            ValueError: If the number of classes is negative or the pooling is unknown.
         """
         pool = self.global_pool if global_pool is None else _checked_pool(global_pool)
         fc = _build_last(self.num_features, num_classes, like)
