@@ -13,8 +13,6 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
-
 PACKAGE = Path(__file__).parent
 # What torch raises as a RuntimeError that somebody can do something about, and what that is.
 REMEDIES = {
@@ -154,8 +152,8 @@ def _hint(name: str, keys: list[str], rejected: re.Match[str], parsers: Iterable
     owners += re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", after)
     if not owners:
         return _nearest(name, _options(parsers), [])
-    if owners[-1] == TIMM_FACTORY:
-        return f": what {owners[-1]} hands on to the network is given as --{'.'.join(keys)}.dict_kwargs.{name}"
+    if owners[-1] == "timm.create_model":  # passes unknown arguments on to the network
+        return f": arguments of the timm network are set with --{'.'.join(keys)}.dict_kwargs.{name}"
     return _nearest(name, _parameters(owners[-1]), keys)
 
 

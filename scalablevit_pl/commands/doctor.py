@@ -7,7 +7,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.diagnosis.data_examination import progress_bars
 from scalablevit_pl.diagnosis.examination import Examination
 from scalablevit_pl.diagnosis.speed import quiet
-from scalablevit_pl.experiment.fit_plan import FitPlan
+from scalablevit_pl.experiment.start import parse_fit
 
 
 def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
@@ -29,14 +29,15 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
     return own, others
 
 
-def diagnose(options: SimpleNamespace) -> int:
-    """Look at the fit in `sys.argv`, print what is found, and return the exit status: 1 if something fails, else 0.
+def diagnose(options: list[str]) -> int:
+    """Check a fit, print the findings and return the exit status: 1 if a check fails, else 0.
 
     Args:
-        options: As `read_options` gives them.
+        options: The doctor's own, and those of the fit.
     """
+    own, others = read_options(options)
     with progress_bars(shown=False), quiet():  # the findings say it, and what is said of the timed steps means nothing
-        examination = Examination(FitPlan(), options)
+        examination = Examination(*parse_fit(others), own)
         findings = list(examination.findings())
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}
     sys.stdout.write("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()) + "\n")

@@ -288,26 +288,21 @@ PURPOSES = {
     "test": "Evaluate a run on its test images; writes test.json, predictions.csv,\npredictions.png and confusion.png.",
 }
 
-EXPERIMENTS = ("fit", "validate", "test", "predict")
-RELEASE_PAGES = {
+PAGES = {
+    "fit": FIT_HELP,
+    "doctor": DOCTOR_HELP,
+    "predict": PREDICT_HELP,
+    "plot": PLOT_HELP,
+    "profile": PROFILE_HELP,
     "export": EXPORT_HELP,
     "convert": CONVERT_HELP,
     "push": PUSH_HELP,
     "pull": PULL_HELP,
     "info": INFO_HELP,
 }
-COMMANDS = (*EXPERIMENTS, "doctor", "plot", "profile", *RELEASE_PAGES)
 
 
 def help_page(command: str) -> str:
     """Return the page of the options that people use."""
-    pages = {
-        "fit": FIT_HELP,
-        "doctor": DOCTOR_HELP,
-        "predict": PREDICT_HELP,
-        "plot": PLOT_HELP,
-        "profile": PROFILE_HELP,
-        **RELEASE_PAGES,
-    }
     average = AVERAGE if command == "test" else ""
-    return pages.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command], average=average)
+    return PAGES.get(command) or EVALUATE_HELP.format(command=command, purpose=PURPOSES[command], average=average)

@@ -14,23 +14,25 @@ from typing import Any
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.commands.profile import check_json, write_record
 from scalablevit_pl.data import ClassificationDataModule
-from scalablevit_pl.experiment.fit_plan import FitPlan
+from scalablevit_pl.experiment.start import parse_fit
 from scalablevit_pl.profiling.loader import Loaders, Source, compare, time_stages
 from scalablevit_pl.profiling.loading_report import describe, report
 
 MOST_WORKERS = 256  # a typing error such as 22222 would keep the machine busy with starting processes
 
 
-def profile_data(own: SimpleNamespace) -> None:
-    """Measure the train loader of the fit in `sys.argv`.
+def profile_data(options: list[str]) -> None:
+    """Measure the train loader of a fit.
 
     Args:
-        own: The options from `read_options`.
+        options: The command's own options, and those of the fit.
 
     Raises:
         ValueError: If the data cannot be loaded, or no loader can be built.
     """
-    datamodule = _load(FitPlan(), own.workers[0])
+    own, others = read_options(options)
+    fit, _ = parse_fit(others)
+    datamodule = _load(fit.build("data").data, own.workers[0])
     with _sigterm_raises(), tempfile.TemporaryDirectory() as folder:
         source = Source(datamodule, own.images, Path(folder))
         loaders = Loaders(source)
@@ -89,15 +91,12 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _load(plan: FitPlan, workers: int) -> ClassificationDataModule:
+def _load(datamodule: Any, workers: int) -> ClassificationDataModule:
     """Load the training data as a fit does.
 
     Raises:
         ValueError: If the datamodule is not one of this package.
     """
-    if "data" in plan.faults:
-        raise plan.faults["data"]
-    datamodule: Any = plan.built["data"]
     if not isinstance(datamodule, ClassificationDataModule):
         raise ValueError(
             f"only the loaders of a ClassificationDataModule can be measured, got {type(datamodule).__name__}: set "

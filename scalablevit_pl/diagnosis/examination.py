@@ -26,16 +26,19 @@ class Examination:
     """All checks of a fit, in order; what one of them finds wrong does not keep the others from being made.
 
     Args:
-        fit: The fit.
+        fit: The parsed fit.
+        start: What it starts from.
         options: As `read_options` gives them.
     """
 
-    def __init__(self, fit: Any, options: SimpleNamespace) -> None:
+    def __init__(self, fit: Any, start: Any, options: SimpleNamespace) -> None:
         self.fit = fit
+        self.start = start
         self.options = options
-        self.config: Any = fit.config[fit.subcommand]
-        self.task: Any = fit.built.get("model")
-        self.datamodule: Any = fit.built.get("data")
+        self.config: Any = fit.config
+        built, self.faults = fit.build_parts()
+        self.task: Any = built.get("model")
+        self.datamodule: Any = built.get("data")
         self.trainer: pl.Trainer | None = None
         self.data = DataExamination(self.datamodule, options)
         self.step: speed.StepSpeed | None = None
@@ -89,7 +92,7 @@ class Examination:
 
     def look_at_configuration(self) -> Iterator[Finding]:
         """Say what was built, and what could not be."""
-        for error in self.fit.faults.values():
+        for error in self.faults.values():
             yield self.finding_of("configuration", error)
         if self.task is not None:
             count = sum(parameter.numel() for parameter in self.task.parameters())
@@ -99,11 +102,9 @@ class Examination:
     def look_at_run_folder(self) -> Iterator[Finding]:
         """Tell whether the run can be written."""
         folder: Path = self.fit.folder
-        checkpoint, stored = self.config.ckpt_path, self.fit.stored
-        resuming = self.fit.restarts or (stored is not None and folder.resolve() in Path(checkpoint).resolve().parents)
-        if stored is not None:
-            check_resumable(stored["config"], self.fit.config_dump)
-        finding = disk.check_run_folder(folder, resuming)
+        if self.start.record is not None:
+            check_resumable(self.start.record["config"], self.fit.record())
+        finding = disk.check_run_folder(folder, self.start.continues(folder, self.config.ckpt_path))
         yield finding
         if self.task is not None and finding.status == "ok":
             count = sum(parameter.numel() for parameter in self.task.parameters())
@@ -137,7 +138,7 @@ class Examination:
     def compare_classes(self) -> tuple[()]:
         """Compare the data's classes and preprocessing with the network's and a checkpoint's, as a fit does."""
         trainer: Any = SimpleNamespace(datamodule=self.datamodule)
-        RunRecord(self.fit.folder, {}, self.fit.stored).setup(trainer, self.task, "fit")
+        RunRecord(self.fit.folder, {}, self.start.record).setup(trainer, self.task, "fit")
         return ()
 
     @property

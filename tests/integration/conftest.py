@@ -39,7 +39,7 @@ def scalablevit(environment: dict[str, str]) -> Iterator[Run]:
         for name, value in environment.items():
             patch.setenv(name, value)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["scalablevit_pl.experiment.cli", "scalablevit_pl.tasks", "scalablevit_pl.data"])
+        context.set_forkserver_preload(["scalablevit_pl.experiment.run", "scalablevit_pl.tasks", "scalablevit_pl.data"])
 
         def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             with tempfile.TemporaryDirectory() as folder:

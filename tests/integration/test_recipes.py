@@ -1,6 +1,5 @@
 import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import pytest
 import timm
 import torch
 from integration.conftest import QUICK, Run
-from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from scalablevit_pl.commands.main import CONFIG_FOLDERS, find_config, settle
-from scalablevit_pl.experiment.cli import ExperimentCLI
+from scalablevit_pl.experiment.invocation import CONFIG_FOLDERS, Invocation, find_config
+from scalablevit_pl.experiment.parsing import ParsedExperiment
+from scalablevit_pl.experiment.run import run_experiment
 
 RECIPES = sorted(path.name for path in (CONFIG_FOLDERS[1] / "recipes").glob("*.yaml"))
 SIZES = {
@@ -40,30 +39,15 @@ FROM_WEIGHTS = {"finetune.yaml", "linear_probe.yaml"}
 ONE_CPU = ["--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
 
 
-class OnMeta(LightningCLI):
-    """Builds networks without filling them."""
-
-    def instantiate_classes(self) -> None:
-        with torch.device("meta"):
-            super().instantiate_classes()
-
-
 @functools.cache
 def parse(recipe: str) -> tuple[dict[str, Any], pl.LightningModule]:
     """Return a recipe's configuration, in plain values, and its task."""
+    invocation = Invocation("fit", (str(find_config(f"recipes/{recipe}")),), "some_run")
     with pytest.MonkeyPatch.context() as patch:
-        words = ["--config", str(find_config(f"recipes/{recipe}")), "--trainer.accelerator=cpu"]
-        patch.setattr(sys, "argv", ["scalablevit", *words, "--trainer.strategy=auto"])
-        cli = OnMeta(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=False,
-            run=False,
-            auto_configure_optimizers=False,
-        )
-    return cli.config.as_dict(), cli.model
+        patch.setattr(ParsedExperiment, "_set_seed", lambda parsed: None)
+        parsed = ParsedExperiment(invocation)
+    with torch.device("meta"):
+        return parsed.config.as_dict(), parsed.build("model").model
 
 
 def test_every_recipe_is_known() -> None:
@@ -156,10 +140,8 @@ def test_an_imagenet_recipe_trains_steps(
     # The two big ones take images of any size, and with small ones they take seconds.
     few = ["--data.preprocessing.input_size=64"] if recipe.endswith(("_b.yaml", "_l.yaml")) else []
     words.append("--data.split_sizes=null")
-    words = settle("fit", ["--config", f"recipes/{recipe}", *words, *few])
-    monkeypatch.setattr(sys, "argv", ["scalablevit", "fit", *words])
-    cli = ExperimentCLI("scalablevit fit")
-    assert cli.trainer.global_step == 2
+    invocation = Invocation.parse(["fit", "--config", f"recipes/{recipe}", *words, *few])
+    assert run_experiment(invocation.resolve()).global_step == 2
     resolved = json.loads((tmp_path / "runs/x/resolved.json").read_text())
     assert resolved["lr"] == pytest.approx(5e-4 * 2 / 512)
     assert resolved["parameters"] == resolved["trainable_parameters"] == SIZES[recipe]

@@ -125,7 +125,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}' as a checkpoint" in done.stderr
     assert "the one before it is taken" in done.stderr
-    assert "is the newest whole checkpoint: going on after step" in done.stderr
+    assert "is the newest whole checkpoint: resuming after step" in done.stderr
     assert_equal_runs(run, whole)
 
 
@@ -169,11 +169,11 @@ def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
     outputs = [task.communicate(timeout=120)[0] for task in tasks]
     assert tasks[0].returncode == 0, outputs[0]
     assert "stopped by SIGUSR1 after step" in outputs[0]
-    assert "job 17 is requeued and will go on" in outputs[0]
+    assert "job 17 is requeued and will resume" in outputs[0]
     assert (tools / "calls").read_text() == "requeue 17\n"
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < EPOCH * EPOCHS
     outputs = [task.communicate(timeout=240)[0] for task in submit()]
-    assert "going on after step" in outputs[0], outputs[0]
+    assert "resuming after step" in outputs[0], outputs[0]
     assert_equal_runs(run, whole_of_two)
 
 

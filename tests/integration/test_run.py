@@ -201,4 +201,4 @@ def test_a_terminated_fit_says_so(trained: Path, environment: dict[str, str]) ->
         process.terminate()
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert re.search(r"scalablevit: error: stopped by SIGTERM after step \d+: go on with --resume auto", stderr)
+    assert re.search(r"scalablevit: error: stopped by SIGTERM after step \d+: continue with --resume auto", stderr)

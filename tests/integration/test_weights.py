@@ -152,7 +152,7 @@ def test_a_folder_is_tested_and_predicts_like_its_run(released: Path, scalablevi
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (FINETUNE, "this recipe starts from weights: say from which"),
+        (FINETUNE, "this recipe starts from weights: name them with --weights"),
         ((*FINETUNE, "--weights", "nowhere"), "'nowhere' is neither a checkpoint nor a run folder"),
         ((*FINETUNE, "--weights", "released", "--resume", "last"), "give one of them"),
         (

@@ -204,7 +204,7 @@ def parser() -> ArgumentParser:
         ),
         (
             nested("model", TASK, f"Parser key \"network\":\n {TIMM}:\n Option 'num_classes' is not accepted"),
-            "unknown option --model.network.num_classes: what timm.create_model hands on to the network is given as "
+            "unknown option --model.network.num_classes: arguments of the timm network are set with "
             "--model.network.dict_kwargs.num_classes",
         ),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalablevit_pl.callbacks.preemption import PreemptedError, StopSignal, requeue_job
-from scalablevit_pl.commands.main import end_preempted
+from scalablevit_pl.commands.experiment import end_preempted
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def test_a_refused_requeue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (signal.SIGUSR1, "0", "17", 0, "requeue 17\n", ""),
         (signal.SIGUSR1, "1", "17", 0, "", ""),
-        (signal.SIGTERM, "0", "17", 143, "", "stopped by SIGTERM after step 3: go on with --resume auto"),
+        (signal.SIGTERM, "0", "17", 143, "", "stopped by SIGTERM after step 3: continue with --resume auto"),
         (signal.SIGTERM, "1", "17", 143, "", ""),
-        (signal.SIGUSR1, "0", None, 138, "", "stopped by SIGUSR1 after step 3: go on with --resume auto"),
+        (signal.SIGUSR1, "0", None, 138, "", "stopped by SIGUSR1 after step 3: continue with --resume auto"),
     ],
 )
 def test_the_first_process_alone_asks_for_a_requeue_and_only_where_it_was_asked_for(

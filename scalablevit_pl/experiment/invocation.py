@@ -1,0 +1,191 @@
+"""The command line of `fit`, `validate`, `test` and `predict`: parsed once, resolved once, rendered once."""
+
+import difflib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from scalablevit_pl.run_folder import CONFIG, existing_run, resumable_checkpoints, run_folder
+
+# Next to the package's modules when installed; in a checkout at its top.
+CONFIG_FOLDERS = tuple(folder / "configs" for folder in list(Path(__file__).parents)[1:3])
+NAMES = {
+    "-c": "configs",
+    "--config": "configs",
+    "--run": "run",
+    "--weights": "weights",
+    "--resume": "resume",
+    "--ckpt_path": "resume",
+}
+RENDERED = {"configs": "--config", "run": "--run", "weights": "--weights", "resume": "--ckpt_path"}
+CLASSES = ("--data", "--model", "--data.class_path", "--model.class_path")
+NULL = "null"  # jsonargparse's word for None
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What the command line asks for.
+
+    Attributes:
+        command: `fit`, `validate`, `test` or `predict`.
+        configs: Configuration files; later ones override earlier ones.
+        run: Name or path of the run.
+        weights: What `--weights` names; `null` overrides a configuration that names weights.
+        resume: What `--resume` or its synonym `--ckpt_path` names.
+        rest: All other options, which override the configuration files.
+    """
+
+    command: str
+    configs: tuple[str, ...] = ()
+    run: str | None = None
+    weights: str | None = None
+    resume: str | None = None
+    rest: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Self:
+        """Parse the command and its options.
+
+        Raises:
+            ValueError: If the value of an option is missing.
+        """
+        values: dict[str, list[str]] = {field: [] for field in RENDERED}
+        rest: list[str] = []
+        remaining = iter(words[1:])
+        for word in remaining:
+            option, equals, value = word.partition("=")
+            field = NAMES.get(option)
+            if field is None:
+                rest.append(word)
+                continue
+            value = value if equals else next(remaining, "--")
+            if not equals and value.startswith("--"):
+                raise ValueError(f"{option} has no value: write one after it")
+            values[field].append(value)
+        last = {field: given[-1] for field, given in values.items() if given and field != "configs"}
+        return cls(words[0], tuple(values["configs"]), rest=tuple(rest), **last)
+
+    def render(self) -> list[str]:
+        """Return words that `parse` turns into an equal invocation: for jsonargparse and for child processes."""
+        named = [(RENDERED[field], getattr(self, field)) for field in ("run", "weights", "resume")]
+        options = [("--config", config) for config in self.configs] + named
+        return [self.command, *(f"{name}={value}" for name, value in options if value is not None), *self.rest]
+
+    def resolve(self) -> Self:
+        """Return the same invocation with the run, the configuration files and the commit of the weights filled in.
+
+        Resolving the result again changes nothing, so child processes that parse its words see the same.
+
+        Raises:
+            ValueError: If a configuration file, the run or the weights do not exist, or there is nothing to start from.
+        """
+        if "--help-all" in self.rest:
+            return type(self)(self.command, rest=("--help",))
+        if self.asks_for_help:
+            return self
+        return self._continued()._with_pinned_weights()._with_run()._with_configs()
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether an option shows the parser's help, or that of a class, and nothing else happens."""
+        return any(word == "--help" or word.partition("=")[0].endswith(".help") for word in self.rest)
+
+    @property
+    def names_files(self) -> bool:
+        """Whether a prediction is about image files, not about the test images of a run."""
+        return self.run is None and not self.configs and "--help-all" not in self.rest
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether `--weights` names weights."""
+        return self.weights not in (None, NULL)
+
+    def _continued(self) -> Self:
+        """If the command starts a run from weights, and that run exists, continue it with its own configuration."""
+        if self.command != "fit" or self.run is None or self.resume != "auto" or not self.starts_from_weights:
+            return self
+        folder = run_folder(self.run)
+        if not (folder / CONFIG).is_file() or not resumable_checkpoints(folder):
+            return self
+        # The run's configuration describes the network in full, in other words than those that started it.
+        return replace(self, configs=(), weights=None, rest=_without(self.rest, "--model.network"))
+
+    def _with_pinned_weights(self) -> Self:
+        """Resolve a name on the Hub to one commit, so that all processes load the same weights."""
+        if not self.starts_from_weights:
+            # An evaluation ignores the weights that a run's configuration says it started from.
+            return self if self.command == "fit" else replace(self, weights=NULL)
+        if self.resume not in (None, "auto"):
+            raise ValueError("--weights starts a run, and --resume or --ckpt_path continues one: give only one of them")
+        from scalablevit_pl.weights.source import pin_weights
+
+        return replace(self, weights=pin_weights(str(self.weights)))
+
+    def _with_run(self) -> Self:
+        """Name the run: after the checkpoint's folder, or after the recipe, date and time."""
+        run = self.run if self.run is not None else _run_of_checkpoint(self.resume)
+        if run is None:
+            if _started_with_others():
+                raise ValueError("several processes need a common name for the run: give it with --run")
+            recipe = Path(self.configs[0]).stem if self.configs else "run"
+            return replace(self, run=f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+        # With --weights an evaluation needs no run: the folder only receives the results.
+        started = self.command != "fit" and not self.starts_from_weights
+        own = (existing_run(run) if started else run_folder(run)) / CONFIG
+        return replace(self, run=run, configs=(str(own),) if not self.configs and own.is_file() else self.configs)
+
+    def _with_configs(self) -> Self:
+        """Find the configuration files."""
+        if not self.configs and not any(word.startswith("--print_config") or _names_class(word) for word in self.rest):
+            remedy = "a recipe with --config, such as --config recipes/quickstart.yaml"
+            remedy = remedy if self.command == "fit" else "a run with --run"
+            raise ValueError(f"there is nothing to start from: give {remedy}")
+        return replace(self, configs=tuple(str(find_config(name)) for name in self.configs))
+
+
+def _names_class(word: str) -> bool:
+    """Return whether an option names the class of the data or model: its parts are then known without a file."""
+    return word.partition("=")[0] in CLASSES
+
+
+def _without(words: Iterable[str], name: str) -> tuple[str, ...]:
+    """Remove an option and those of its parts, with their values."""
+    kept: list[str] = []
+    skipped = False
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--"):
+            skipped = option == name or option.startswith(f"{name}.")
+        if not skipped:
+            kept.append(word)
+    return tuple(kept)
+
+
+def _started_with_others() -> bool:
+    """Return whether torchrun or SLURM started several processes with this command line."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+def _run_of_checkpoint(checkpoint: str | None) -> str | None:
+    """Return the run folder that a checkpoint belongs to, if any."""
+    folder = Path(checkpoint or "").resolve().parent
+    in_run = checkpoint is not None and folder.name == "checkpoints" and (folder.parent / CONFIG).is_file()
+    return str(folder.parent) if in_run else None
+
+
+def find_config(name: str) -> Path:
+    """Return the configuration file of that name: a path, or a file of the package's `configs/`.
+
+    Raises:
+        ValueError: If there is none; the message names the nearest recipe.
+    """
+    for candidate in (Path(name), *(folder / name for folder in CONFIG_FOLDERS)):
+        if candidate.is_file():
+            return candidate
+    found = {path.relative_to(folder).as_posix() for folder in CONFIG_FOLDERS for path in folder.glob("recipes/*")}
+    near = difflib.get_close_matches(name, sorted(found), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(sorted(found))}"
+    raise ValueError(f"there is no configuration {name!r} here or in the package: {hint}")

@@ -1,0 +1,104 @@
+"""Lightning's command line up to where something is built."""
+
+import warnings
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from scalablevit_pl.callbacks.averaging import WeightAverage
+from scalablevit_pl.callbacks.checkpoints import RunCheckpoints
+from scalablevit_pl.experiment.invocation import Invocation
+from scalablevit_pl.explanation import explain_argument
+from scalablevit_pl.run_folder import run_folder
+
+PARTS = ("model", "data")
+
+
+class ParsedExperiment(LightningCLI):
+    """A command that is parsed; nothing is built and no folder is made.
+
+    Args:
+        invocation: The resolved command line.
+
+    Attributes:
+        config: The configuration of the command.
+        folder: The run folder.
+    """
+
+    def __init__(self, invocation: Invocation) -> None:
+        self.invocation = invocation
+        self.command = invocation.command
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # it writes to the logger's folder; ours is written before anything expensive
+            auto_configure_optimizers=False,  # it knows no parameter groups; the task brings its own optimizer
+            seed_everything_default=0,
+            parser_kwargs={"prog": f"scalablevit {self.command}", "exit_on_error": False, "allow_abbrev": False},
+            args=invocation.render()[1:],
+            run=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options for the run folder, the checkpoint and the weights, and the sections of callbacks."""
+        parser.add_argument("--run", type=str, help="Run folder: a name below runs/, or a path.")
+        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: auto, best, last or a file.")
+        parser.add_argument(
+            "--weights", type=str | None, help="Start from a run, a checkpoint, a model's folder or a Hub repository."
+        )
+        if self.command in ("test", "predict"):
+            choices = Literal["ema", "none"] | None
+            parser.add_argument("--average", type=choices, help="Weights to report: averaged or raw.")
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(WeightAverage, "ema")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words of the invocation; `sys.argv` does not matter.
+
+        Raises:
+            ValueError: If an option is unknown or its value is invalid.
+        """
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        except ArgumentError as error:
+            raise ValueError(explain_argument(str(error), [parser])) from error
+        self.folder = run_folder(self.config.run)
+
+    def instantiate_classes(self) -> None:
+        """Build nothing yet: that is up to `build`."""
+
+    def build(self, *parts: str) -> Namespace:
+        """Build the trainer's arguments, the callbacks, and those of task (`model`) and datamodule (`data`) named."""
+        config = self.config.clone()
+        for part in set(PARTS) - set(parts):
+            del config[part]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a name that Lightning uses, too
+            built: Namespace = self.parser.instantiate_classes(config)
+        return built
+
+    def build_parts(self) -> tuple[dict[str, Any], dict[str, Exception]]:
+        """Build task (`model`) and datamodule (`data`) one by one, and return those and the errors of the others."""
+        built: dict[str, Any] = {}
+        faults: dict[str, Exception] = {}
+        for part in PARTS:
+            try:
+                built[part] = self.build(part)[part]
+            except Exception as error:
+                faults[part] = error
+        return built, faults
+
+    def build_trainer(self) -> pl.Trainer:
+        """Build the trainer that the configuration describes, without anything that records a run."""
+        self.config_init = self.build()
+        return self.instantiate_trainer(logger=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return the configuration in plain values, as `config.yaml` holds it."""
+        self._dump_config()
+        plain = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        return plain | {"run": str(self.config.run)}

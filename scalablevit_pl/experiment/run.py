@@ -1,0 +1,58 @@
+"""Run `fit`, `validate`, `test` or `predict` in a run folder."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
+
+from scalablevit_pl.experiment.invocation import Invocation
+from scalablevit_pl.experiment.parsing import PARTS, ParsedExperiment
+from scalablevit_pl.experiment.start import StartingPoint, find_start
+from scalablevit_pl.experiment.trainer import make_trainer
+from scalablevit_pl.run_folder import check_resumable, claim_folder, locked_folder
+
+
+def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer:
+    """Parse the command, find what it starts from, take the run folder, build all parts and run them.
+
+    Args:
+        invocation: The resolved command line.
+        command_line: The command as it was typed, for the record.
+
+    Returns:
+        The trainer after the run.
+
+    Raises:
+        ValueError: If an option is invalid, the folder belongs to another run, or what the command needs is missing.
+    """
+    parsed = ParsedExperiment(invocation)
+    with ExitStack() as held:
+        if parsed.command == "fit":  # first, because whoever holds the folder may be about to write a checkpoint
+            held.enter_context(locked_folder(parsed.folder, _rank()))
+        start = find_start(parsed)
+        if _rank() == 0:
+            prepare_folder(parsed, start)
+        built = parsed.build(*PARTS)
+        trainer = make_trainer(parsed, start, built, command_line)
+        run: Any = getattr(trainer, parsed.command)
+        # Checkpoints are read as data: no code in them runs.
+        run(built.model, datamodule=built.data, ckpt_path=parsed.config.ckpt_path, weights_only=True)
+    return trainer
+
+
+def prepare_folder(parsed: ParsedExperiment, start: StartingPoint) -> None:
+    """Make the run folder; a fit writes its configuration, unless the folder holds another run.
+
+    Raises:
+        ValueError: If it does, or if the configuration contradicts that of the run that continues.
+    """
+    if parsed.command == "fit":
+        if start.record is not None:
+            check_resumable(start.record["config"], parsed.record())
+        claim_folder(parsed.folder, parsed.record(), resume=start.continues(parsed.folder, parsed.config.ckpt_path))
+    parsed.folder.mkdir(parents=True, exist_ok=True)
+
+
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", None) or 0

@@ -1,0 +1,65 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+
+from scalablevit_pl.experiment.invocation import Invocation
+from scalablevit_pl.experiment.parsing import ParsedExperiment
+
+Parse = Callable[..., ParsedExperiment]
+QUICKSTART = ("--config", "recipes/quickstart.yaml")
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch, work: Path) -> Parse:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that it is restored after the test
+    return lambda *words: ParsedExperiment(Invocation.parse(words).resolve())
+
+
+def test_later_files_override_earlier_ones_and_options_override_files(parse: Parse, work: Path) -> None:
+    (work / "more.yaml").write_text("trainer:\n  max_epochs: 7\ndata:\n  init_args:\n    batch_size: 3\n")
+    config = parse("fit", "--data.batch_size=5", *QUICKSTART, "--config", "more.yaml").config
+    assert config.trainer.max_epochs == 7
+    assert config.data.init_args.batch_size == 5
+    assert config.data.init_args.preprocessing.input_size == 28
+
+
+def test_sys_argv_is_neither_read_nor_warned_about(
+    parse: Parse, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scalablevit", "fit", "--data.batch_size=7"])
+    assert parse("fit", *QUICKSTART, "--data.batch_size=3").config.data.init_args.batch_size == 3
+    assert not [warning for warning in recwarn if "sys.argv" in str(warning.message)]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_no_option_lets_a_checkpoint_run_code(command: str, parse: Parse) -> None:
+    with pytest.raises(ValueError, match="unknown option --weights_only"):
+        parse(command, *QUICKSTART, "--run", "first", "--weights_only=false")
+
+
+@pytest.mark.parametrize(("command", "known"), [("fit", False), ("validate", False), ("test", True), ("predict", True)])
+def test_only_commands_that_report_choose_between_averaged_and_raw_weights(
+    command: str, known: bool, parse: Parse
+) -> None:
+    words = (command, *QUICKSTART, "--run=first", "--average=none")
+    if known:
+        assert parse(*words).config.average == "none"
+    else:
+        with pytest.raises(ValueError, match="unknown option --average"):
+            parse(*words)
+
+
+def test_parsing_builds_nothing_and_makes_no_folder(parse: Parse, work: Path) -> None:
+    parsed = parse("fit", *QUICKSTART, "--run=new")
+    assert not hasattr(parsed, "trainer")
+    assert not (work / "runs/new").exists()
+
+
+def test_parts_are_built_even_if_another_one_cannot(parse: Parse) -> None:
+    parsed = parse("fit", *QUICKSTART, "--run=new", "--model.network.name=scalablevit_x")
+    built, faults = parsed.build_parts()
+    assert list(built) == ["data"]
+    assert "scalablevit_x" in str(faults["model"])
+    assert isinstance(parsed.build_trainer(), pl.Trainer)
