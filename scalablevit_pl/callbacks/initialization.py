@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scalablevit_pl.models.pretrained import load_tensors
+from scalablevit_pl.models.loading import load_tensors
 from scalablevit_pl.run_folder import differences
 from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel, same_classes
 

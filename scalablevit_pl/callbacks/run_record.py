@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
+from scalablevit_pl.models.pretrained import PretrainedNetwork, network_class
 from scalablevit_pl.plotting import draw_curves
 from scalablevit_pl.run_folder import RESOLVED, differences
 from scalablevit_pl.storage import save_json
@@ -92,6 +93,7 @@ class RunRecord(pl.Callback):
             "schema": SCHEMA,
             "task": getattr(task.network, "task", CLASSIFICATION),
             "network": describe_network(task.network, _network_section(self.config)),
+            "network_class": network_class(task.network) if isinstance(task.network, PretrainedNetwork) else None,
             "class_names": list(datamodule.class_names),
             "preprocessing": datamodule.preprocessing.to_dict(),
             "metrics": metric_record(task),

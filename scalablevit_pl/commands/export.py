@@ -9,8 +9,8 @@ from typing import Any
 
 from scalablevit_pl.callbacks.run_record import metric_record
 from scalablevit_pl.commands.arguments import OptionParser
-from scalablevit_pl.models.factory import NETWORKS
-from scalablevit_pl.models.pretrained import build_module, card_subject, load_tensors
+from scalablevit_pl.models.factory import build_stored, is_known
+from scalablevit_pl.models.pretrained import card_subject
 from scalablevit_pl.run_folder import CONFIG
 from scalablevit_pl.tasks import ClassificationTask
 from scalablevit_pl.weights.card import CardSubject, Evaluation, Provenance, Score, write_card
@@ -62,10 +62,8 @@ def describe_stored(stored: StoredModel) -> tuple[Description, CardSubject]:
     if "backbone" not in description.config:
         kind = description.config.get("init_args", {}).get("model_name", "another network")
         raise ValueError(f"{source!r} holds {kind}: only networks with a ScalableViT backbone can be exported")
-    if description.network_class is None and description.task in NETWORKS:
-        network: Any = build_module(lambda: NETWORKS[description.task].from_config(description.config), stored)
-        load_tensors(network, stored.tensors, source, assign=True)
-        network.annotate(description)
+    if is_known(description):
+        network = build_stored(stored)
         return network.describe(), card_subject(network)
     parameters = sum(tensor.numel() for tensor in stored.tensors.values() if tensor.is_floating_point())
     dtype = str(next(iter(stored.tensors.values())).dtype).removeprefix("torch.")

@@ -10,8 +10,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from scalablevit_pl.commands.arguments import OptionParser
-from scalablevit_pl.models.factory import NETWORKS
-from scalablevit_pl.models.pretrained import build_module, card_subject
+from scalablevit_pl.models.factory import NETWORKS, is_known
+from scalablevit_pl.models.loading import build_module
+from scalablevit_pl.models.pretrained import card_subject
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, read_description
 from scalablevit_pl.weights.hub import checksum, is_repository
 from scalablevit_pl.weights.source import fetch_model
@@ -47,7 +48,7 @@ def show_info(options: list[str]) -> None:
 
 def _describe(description: Description, folder: Path) -> dict[str, str]:
     rows = {"task": description.task, "model": str(description.config.get("name") or description.network_class)}
-    if description.network_class is None and description.task in NETWORKS:
+    if is_known(description):
         rows |= _describe_network(description, folder)
     if description.preprocessing is not None:
         rows |= description.preprocessing.summary()

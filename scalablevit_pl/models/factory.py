@@ -9,7 +9,8 @@ from torch import nn
 
 from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
-from scalablevit_pl.models.pretrained import LoadOptions, PretrainedNetwork, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import LoadOptions, load_tensors, read_pretrained
+from scalablevit_pl.models.pretrained import PretrainedNetwork
 from scalablevit_pl.models.scalablevit import (
     ScalableViT,
     scalablevit_b,
@@ -137,14 +138,18 @@ def network_type(description: "Description", source: str) -> type[PretrainedNetw
     Raises:
         ValueError: If this package has none.
     """
-    kind = NETWORKS.get(description.task)
-    if kind is None or description.network_class is not None:
+    if not is_known(description):
         name = (description.network_class or "its class").rpartition(".")[2]
         raise ValueError(
             f"{source!r} holds a network for {description.task} that is not part of this package: load it with "
             f"{name}.from_pretrained"
         )
-    return kind
+    return NETWORKS[description.task]
+
+
+def is_known(description: "Description") -> bool:
+    """Return whether a class of this package builds the network."""
+    return description.network_class is None and description.task in NETWORKS
 
 
 def _build_timm(stored: "StoredModel") -> nn.Module:

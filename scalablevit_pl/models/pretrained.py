@@ -1,12 +1,14 @@
 """Load, save and share networks, and run them on images: the base of the networks of all tasks."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
+
+from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, read_pretrained
 
 if (
     TYPE_CHECKING
@@ -21,32 +23,8 @@ if (
     ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 logger = logging.getLogger(__name__)
-Module = TypeVar("Module", bound=nn.Module)
 
-MAX_BLOCKS = 1000  # a network with more would take longer to build than it is worth
 COST_SIZE = 512  # side in pixels for which multiply-adds are stated where the preprocessing has no fixed size
-
-
-class LoadOptions(TypedDict, total=False):
-    """Where and how `from_pretrained` loads weights.
-
-    Attributes:
-        revision: Branch, tag or commit hash on the Hub.
-        token: Access token, or False for none; by default the one that `hf auth login` has stored.
-        cache_dir: Folder for downloads; by default the Hub client's cache.
-        local_files_only: Use the cache, and no network.
-        force_download: Download cached files again.
-        device: Device of the weights; by default the CPU.
-        dtype: Type to convert the weights to; by default they stay as stored.
-    """
-
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | Path | None
-    local_files_only: bool
-    force_download: bool
-    device: str | torch.device | None
-    dtype: torch.dtype | None
 
 
 class PretrainedNetwork(nn.Module):
@@ -269,99 +247,6 @@ def _batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
         waiting.append(image)
     if waiting:
         yield torch.stack(waiting)
-
-
-def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpack[LoadOptions]) -> "StoredModel":
-    """Read a network's description and weights from a folder or from the Hub.
-
-    Args:
-        name_or_path: A folder, or `owner/name`.
-        prefix: Read only the tensors whose names begin with it.
-        **options: See `LoadOptions`.
-
-    Raises:
-        ValueError: If there is no such model, or it cannot be read.
-    """
-    from dataclasses import replace
-
-    from scalablevit_pl.weights.folder import read_folder
-    from scalablevit_pl.weights.source import locate_model
-
-    device, dtype = options.pop("device", None), options.pop("dtype", None)
-    stored = read_folder(locate_model(name_or_path, **options), device, prefix)  # type: ignore[misc]
-    return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
-
-
-def build_module(build: Callable[[], Module], stored: "StoredModel", device: str = "meta") -> Module:
-    """Build the network, or a part of it, that a description describes; on the meta device nothing takes memory.
-
-    Raises:
-        ValueError: If it describes none, or one that is deeper than the number of tensors allows.
-    """
-    from scalablevit_pl.text import one_line
-
-    try:
-        blocks = sum(stored.description.config.get("backbone", {}).get("depths", []))
-        limit = min(len(stored.tensors) or MAX_BLOCKS, MAX_BLOCKS)
-        if blocks > limit:  # a hostile depth would take too long to build
-            raise ValueError(f"it has {blocks} blocks, more than its {limit} tensors allow")
-        with torch.device(device):
-            return build()
-    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{stored.source!r} describes no network that can be built: {one_line(error)}") from error
-
-
-def load_tensors(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    prefix: str = "",
-    except_for: Sequence[str] = (),
-    assign: bool = False,
-) -> None:
-    """Load weights strictly: every tensor of the module, and no other.
-
-    Args:
-        module: Changed in place.
-        tensors: Weights by name.
-        source: Name of the weights, for messages.
-        prefix: Use only the tensors whose names begin with it; it is removed from their names.
-        except_for: Submodules that keep their own weights.
-        assign: Use the tensors themselves instead of copying them.
-
-    Raises:
-        ValueError: If a tensor is missing, left over or of another shape; it names them.
-    """
-    own = module.state_dict()
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    kept = {name for name in (*own, *tensors) if any(name.startswith(f"{part}.") for part in except_for)}
-    loaded = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    _compare(
-        {name: tuple(tensor.shape) for name, tensor in own.items() if name not in kept},
-        {name: tuple(tensor.shape) for name, tensor in loaded.items()},
-        source,
-    )
-    module.load_state_dict(loaded | {name: own[name] for name in own if name in kept}, assign=assign)
-    logger.info("%s: loaded %d of %d tensors", source, len(loaded), len(tensors))
-
-
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
-    wrong = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("left over", sorted(found.keys() - expected.keys())),
-            ("of another shape", wrong),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(f"the tensors of {source!r} are not those of the network: {'; '.join(problems)}")
 
 
 def save_network(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention, WindowPad
 from scalablevit_pl.models.blocks import PatchEmbed, ScalableViTStage, initialize_weights
 from scalablevit_pl.models.fusion import fuse
-from scalablevit_pl.models.pretrained import LoadOptions, build_module, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, read_pretrained
 
 STRIDES = (4, 8, 16, 32)
 
