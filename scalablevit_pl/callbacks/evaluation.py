@@ -99,7 +99,7 @@ class PredictionWriter(pl.Callback):
     """Write the predictions of `Trainer.predict` as the task's report does.
 
     Args:
-        out: A file's path, or an open text file.
+        out: A folder, in which the report names its files, a file's path, or an open text file.
         data: Classes and preprocessing; by default the datamodule's.
     """
 

@@ -41,6 +41,7 @@ class StartFromWeights(pl.Callback):
         names = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         if self.stored.description.task != getattr(network, "task", CLASSIFICATION):
             self._load_backbone(network)
+            self._compare_normalization(trainer.datamodule.preprocessing)  # type: ignore[attr-defined]
         elif same_classes(self.stored.class_names, names):
             load_tensors(network, self.stored.tensors, self.source)
         else:
@@ -58,6 +59,20 @@ class StartFromWeights(pl.Callback):
             )
         load_tensors(network.backbone, self.stored.tensors, self.source, prefix="backbone.")
         logger.info("%s is for %s: its backbone is used, the head is new and random", self.source, task)
+
+    def _compare_normalization(self, preprocessing: Any) -> None:
+        """Warn about images that are normalized differently than those the backbone was trained on."""
+        for name in ("mean", "std"):
+            own, theirs = getattr(preprocessing, name, None), getattr(self.stored.preprocessing, name, None)
+            if None not in (own, theirs) and list(own) != list(theirs):  # type: ignore[arg-type]
+                logger.warning(
+                    "the data has %s %s and %s was trained with %s: set --data.preprocessing.%s to the same values",
+                    name,
+                    list(own),  # type: ignore[arg-type]
+                    self.source,
+                    list(theirs),  # type: ignore[arg-type]
+                    name,
+                )
 
     def _load_features(self, network: Any, names: list[str]) -> None:
         last_layer = network.last_layer

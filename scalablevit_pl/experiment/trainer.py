@@ -78,7 +78,7 @@ def _fit_callbacks(parsed: ParsedExperiment, settings: Mapping[str, Any]) -> lis
 def _results(parsed: ParsedExperiment, start: StartingPoint, command_line: str) -> pl.Callback:
     """Return what writes the results of an evaluation or a prediction into the run folder."""
     if parsed.command == "predict":
-        return PredictionWriter(parsed.folder / "predictions.csv")
+        return PredictionWriter(parsed.folder)
     source = {"checkpoint": parsed.config.ckpt_path, "global_step": start.step}
     if start.weights is not None:
         source = {"weights": parsed.config.weights, "average": start.weights.average}

@@ -68,7 +68,7 @@ class ClassificationReport(Report):
 
     def write(self, folder: Path, title: str) -> None:
         """Write `predictions.csv`, `predictions.png` and `confusion.png`."""
-        self.write_predictions(folder / "predictions.csv")
+        self.write_predictions(folder)
         draw_confusion(self.counts, self.data.class_names, folder / "confusion.png", title)
         rows = [row for index, row in self.rows.items() if index in self.images]
         draw_predictions(
@@ -81,8 +81,13 @@ class ClassificationReport(Report):
         )
 
     def write_predictions(self, out: Path | TextIO) -> None:
-        """Write index, path, label (if known), then classes and probabilities, the most probable first, as CSV."""
+        """Write index, path, label (if known), then classes and probabilities, the most probable first, as CSV.
+
+        Args:
+            out: A folder for `predictions.csv`, a file's path, or an open text file.
+        """
         if isinstance(out, Path):
+            out = out / "predictions.csv" if out.is_dir() else out
             with written_aside(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
                 self.write_predictions(file)
             return

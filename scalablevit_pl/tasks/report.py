@@ -68,7 +68,7 @@ class Report:
         """
 
     def write_predictions(self, out: Path | TextIO) -> None:
-        """Write the predictions alone, to a file's path or an open text file."""
+        """Write the predictions alone, into a folder, to a file's path or to an open text file."""
 
 
 def gather_by_index(items: dict[int, Item]) -> dict[int, Item]:
