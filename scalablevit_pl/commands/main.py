@@ -8,7 +8,7 @@ import sys
 
 from scalablevit_pl import __version__
 from scalablevit_pl.commands.console import fail, is_first_process, show_log
-from scalablevit_pl.commands.pages import HELP, help_page
+from scalablevit_pl.commands.pages import HELP, PAGES
 
 # The module of each command and its function, which takes the options and returns an exit status, or None for 0.
 COMMANDS = {
@@ -41,11 +41,11 @@ def main(args: list[str] | None = None) -> int:
     if command == "--version":
         sys.stdout.write(f"scalablevit_pl {__version__}\n")
         return 0
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
+    if command not in PAGES:
+        near = difflib.get_close_matches(command, PAGES, n=1)
         return fail(f"unknown command {command!r}: {f'did you mean {near[0]}?' if near else 'see scalablevit --help'}")
     if "--help" in options or "-h" in options:
-        sys.stdout.write(help_page(command))
+        sys.stdout.write(PAGES[command])
         return 0
     show_log()
     try:

@@ -14,7 +14,8 @@ import yaml
 from integration.conftest import QUICK, Run
 from PIL import Image
 
-from scalablevit_pl.weights.checkpoint import load_trained_classifier
+from scalablevit_pl.models.factory import build_stored
+from scalablevit_pl.weights.source import load_weights
 
 EVALUATION = ["--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 ALL_OF_VAL = "--trainer.limit_val_batches=1.0"
@@ -67,7 +68,7 @@ def test_checkpoints_hold_plain_values_only(trained: Path) -> None:
 def test_config_of_a_run_starts_an_equal_run(trained: Path, scalablevit: Run) -> None:
     done = scalablevit("fit", "--config", "runs/first/config.yaml", "--run", "again", cwd=trained)
     assert done.returncode == 0, done.stderr
-    weights = [load_trained_classifier(trained / "runs" / run).network.state_dict() for run in ("first", "again")]
+    weights = [load_weights(trained / "runs" / run).tensors for run in ("first", "again")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -109,11 +110,11 @@ def test_predict_classifies_image_files(trained: Path, scalablevit: Run, photos:
     rows = read_csv(trained / "x.csv")
     assert [Path(row["path"]).name for row in rows[:4]] == [f"test_{index}.jpg" for index in range(4)]
     assert len(rows) == 9
-    model = load_trained_classifier(trained / "runs/first")
+    stored = load_weights(trained / "runs/first")
     with Image.open(rows[5]["path"]) as image, torch.inference_mode():
-        probabilities = model.network(model.preprocessing(image)[None]).softmax(1)[0]
+        probabilities = build_stored(stored).eval()(stored.preprocessing(image)[None]).softmax(1)[0]
     assert float(rows[5]["probability_1"]) == pytest.approx(probabilities.max().item(), abs=1e-5)
-    assert rows[5]["label_1"] == model.class_names[probabilities.argmax()]
+    assert rows[5]["label_1"] == stored.class_names[probabilities.argmax()]
 
 
 def test_predict_writes_to_the_screen_without_out(trained: Path, scalablevit: Run, photos: Path) -> None:
@@ -129,7 +130,7 @@ def test_training_on_a_folder_of_classes(trained: Path, scalablevit: Run, photos
     own = ["--data.batch_size=2", "--data.val_fraction=0.25", "--model.network.num_classes=2"]
     done = scalablevit(*words, *QUICK, *own, cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert load_trained_classifier(trained / "runs/own").class_names == ["cat", "dog"]
+    assert load_weights(trained / "runs/own").class_names == ["cat", "dog"]
 
 
 def test_resume_goes_on_where_the_run_stopped(trained: Path, scalablevit: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 from scalablevit_pl import __version__
 from scalablevit_pl.commands import main as command
 from scalablevit_pl.commands.main import COMMANDS, main
+from scalablevit_pl.commands.pages import PAGES
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def test_the_first_page_and_the_version(words: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
-@pytest.mark.parametrize("name", [name for name in COMMANDS if " " not in name])
+@pytest.mark.parametrize("name", PAGES)
 def test_every_command_has_a_page(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--config", "missing.yaml", option]) == 0
     assert capsys.readouterr().out.startswith(f"usage: scalablevit {name} ")
@@ -128,3 +129,7 @@ def test_an_interruption_is_not_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == "scalablevit: interrupted\n"
     with pytest.raises(KeyboardInterrupt):
         main(["plot", "--traceback"])
+
+
+def test_every_page_belongs_to_a_command() -> None:
+    assert {*PAGES, "profile data"} == set(COMMANDS)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from scalablevit_pl.commands import main as cli
 from scalablevit_pl.commands import profile_data
-from scalablevit_pl.commands.pages import help_page
+from scalablevit_pl.commands.pages import PAGES
 from scalablevit_pl.commands.profile import profile, read_options, settings_of
 from scalablevit_pl.profiling import matrix
 from scalablevit_pl.profiling.matrix import MatrixRate
@@ -226,7 +226,7 @@ def test_fused_layers_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_of_the_help_page_is_an_option() -> None:
-    page = help_page("profile").split("\ndata: ")[0]
+    page = PAGES["profile"].split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
     lists = {"--precision": "32,bf16", "--mode": "inference,train", "--device": "cpu"}
     lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # for one core, and within one figure
@@ -239,8 +239,7 @@ def test_every_option_of_the_help_page_is_an_option() -> None:
 
 
 def test_data_is_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[list[int]] = []
-    monkeypatch.setattr(profile_data, "profile_data", lambda own: given.append(own.workers))
-    monkeypatch.setattr(sys, "argv", ["scalablevit"])
+    given: list[list[str]] = []
+    monkeypatch.setattr(profile_data, "profile_data", given.append)
     assert cli.main(["profile", "data", "--config", "recipes/quickstart.yaml", "--workers", "0,1"]) == 0
-    assert given == [[0, 1]]
+    assert given == [["--config", "recipes/quickstart.yaml", "--workers", "0,1"]]
