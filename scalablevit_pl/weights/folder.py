@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from scalablevit_pl.preprocessing import Preprocessing, read_preprocessing, read_record
@@ -84,7 +84,8 @@ def write_folder(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     check_finite(plain, "the model")
     with folder_written_aside(folder) as aside:
-        save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
+        # `save_file` gives others no permission to read the file, and raises no OSError when the disk is full.
+        (aside / WEIGHTS).write_bytes(save(plain, metadata={"format": "pt"}))
         save_json(describe(description), aside / CONFIG)
         if card is not None:
             if (folder / CARD).is_file():
@@ -97,7 +98,7 @@ def write_folder(
 def describe(description: Description) -> dict[str, Any]:
     """Return the content of `config.json`.
 
-    A classifier's has the names of timm's files on the Hub, so that timm reads it, too.
+    That of a classifier of this package has the entries of timm's files on the Hub, so that timm can read it.
     """
     config, names = description.config, description.class_names
     content: dict[str, Any] = {
@@ -107,7 +108,7 @@ def describe(description: Description) -> dict[str, Any]:
     }
     content |= {"num_classes": config["num_classes"]} if "num_classes" in config else {}
     labels = {} if names is None else {"label_names": names}
-    if description.task != CLASSIFICATION:
+    if description.task != CLASSIFICATION or description.network_class is not None:
         content |= labels | {"network_class": description.network_class, "config": config}
         return content | {"preprocessing": description.preprocessing and description.preprocessing.to_dict()}
     outer = {"head": config["head"], "global_pool": config["global_pool"]}
@@ -153,7 +154,7 @@ def read_description(folder: Path) -> Description:
     """
     content = read_config(folder)
     try:
-        if content.get("task", CLASSIFICATION) == CLASSIFICATION:
+        if content.get("task", CLASSIFICATION) == CLASSIFICATION and "network_class" not in content:
             return _read_classifier(content)
         return Description(
             task=_text(content, "task"),

@@ -1,36 +1,14 @@
 """The numbers of the released network, on weights and images filled by a formula."""
 
 import copy
-import json
-import zlib
-from collections.abc import Iterator
 
 import pytest
 import torch
-from golden.network import DATA, SIZES, TINY, build
+from golden.network import DATA, SIZES, TINY, build, fill, image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalablevit_pl.weights.checkpoint import convert_reference_state_dict, read_reference_checkpoint
-
-SALT = "golden-v1"
-
-
-def fill(name: str) -> Iterator[tuple[str, Tensor]]:
-    for key, shape in json.loads((DATA / f"{name}_keys.json").read_text()).items():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{SALT}/{key}".encode()))
-        tensor = torch.randn(shape, generator=generator)
-        if key.endswith(".bias"):
-            tensor = 0.1 * tensor
-        elif len(shape) == 1:
-            tensor = 1 + 0.1 * tensor
-        else:
-            tensor = tensor / tensor[0].numel() ** 0.5
-        yield key, tensor
-
-
-def image(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{SALT}/image".encode())))
+from scalablevit_pl.weights.reference import convert_reference_state_dict, read_reference_checkpoint
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden.network import DATA, SIZES, TINY, build
-from golden.test_golden import fill, image
+from golden.network import DATA, SIZES, TINY, build, fill, image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from scalablevit_pl.models.kernels import LARGEST_BATCH
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.profiling.measurement import Plan, full_float32, measure
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.weights.checkpoint import convert_reference_state_dict
+from scalablevit_pl.weights.reference import convert_reference_state_dict
 
 pytestmark = [
     pytest.mark.gpu,
