@@ -1,4 +1,4 @@
-"""What a stage of ScalableViT is made of: patch embedding, position encoding, blocks."""
+"""The parts of a ScalableViT stage: patch embedding, position encoding, blocks."""
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,13 @@ from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, Scal
 
 
 def initialize_weights(module: nn.Module) -> None:
-    """Initialize one layer in place, for `Module.apply`: the scheme of the released network.
+    """Initialize one layer in place, as the released network does. For use with `Module.apply`.
 
-    Linear: truncated normal with std 0.02. Convolution: normal with std sqrt(2 / fan_out), where fan_out is kernel area
-    times output channels per group. Norms: 1. Biases: 0.
+    Linear layers: truncated normal with std 0.02. Convolutions: normal with std sqrt(2 / fan_out), where fan_out is the
+    kernel area times the output channels per group. Norms: 1. Biases: 0.
     """
     if getattr(getattr(module, "weight", None), "is_meta", False):
-        return  # nothing to fill, and torch would import a thousand modules to find that out
+        return  # there is nothing to fill, and torch would import a thousand modules to notice it
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
@@ -30,12 +30,12 @@ def initialize_weights(module: nn.Module) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution to tokens, then LayerNorm over channels.
+    """Strided convolution from a map to tokens, then LayerNorm over the channels.
 
     Args:
         in_channels: Channels of the incoming map.
         dim: Channels of the tokens.
-        patch_size: Side of the (overlapping) kernel; the padding is half of it, so that sizes are rounded up.
+        patch_size: Side of the kernel. Patches overlap. The padding is half of it, so sizes are rounded up.
         stride: Factor by which the map's sides shrink.
     """
 
@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
 
 
 class PositionEncodingGenerator(nn.Module):
-    """Position information from a depthwise 3×3 convolution with a zero border (PEG, arXiv 2102.10882)."""
+    """Position encoding by a depthwise 3×3 convolution with zero padding (PEG, arXiv 2102.10882)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PositionEncodingGenerator(nn.Module):
 
 
 class InplaceGELU(nn.Module):
-    """Exact GELU of a tensor that nothing else needs: without gradients in place, so that it is held once."""
+    """Exact GELU of a tensor that nothing else needs. Without gradients it works in place to save memory."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform a tensor of any shape."""
@@ -73,9 +73,9 @@ class InplaceGELU(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them, on each token alone.
+    """Two linear layers with an exact GELU between them, applied to each token.
 
-    A hook that keeps the output of `fc1`, the widest tensor of the network, in inference has to keep a copy.
+    In inference GELU overwrites the output of `fc1`, so a hook that keeps this output must keep a copy.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
@@ -92,10 +92,12 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Add a residual branch, or drop it for whole samples and scale the others up (stochastic depth, arXiv 1603.09382).
+    """Add a residual branch, or drop it for random samples (stochastic depth, arXiv 1603.09382).
+
+    The branches that remain are scaled up to keep their mean.
 
     Args:
-        rate: Probability with which a sample's branch is dropped in training.
+        rate: Probability of dropping the branch of a sample in training.
     """
 
     def __init__(self, rate: float) -> None:
@@ -103,11 +105,11 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, tokens: Tensor, branch: Tensor) -> Tensor:
-        """Add `(B, …)` to tokens of that shape."""
+        """Add a branch `(B, …)` to tokens of the same shape."""
         if not self.training or self.rate == 0.0:
             return tokens + branch
         shape = (tokens.shape[0],) + (1,) * (tokens.ndim - 1)
-        # Not in a type of 16 bits, in which the scale would be a thousandth off.
+        # In a 16-bit dtype the scale would be off by a thousandth.
         wide = torch.promote_types(tokens.dtype, torch.float32)
         scale = torch.empty(shape, dtype=wide, device=tokens.device).bernoulli_(1.0 - self.rate).div_(1.0 - self.rate)
         return torch.addcmul(tokens, branch, scale).to(torch.promote_types(tokens.dtype, branch.dtype))
@@ -118,14 +120,14 @@ class DropPath(nn.Module):
 
 
 class ScalableViTBlock(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each behind LayerNorm and a residual connection.
+    """Pre-norm transformer block: attention and MLP, each with LayerNorm and a residual connection.
 
     Args:
         attn: The attention over `(B, H, W, C)`.
         dim: Channels C.
         mlp_ratio: Hidden channels of the MLP as a multiple of C.
         drop_rate: Dropout probability inside the MLP.
-        drop_path_rate: Probability with which a residual branch is dropped for a sample.
+        drop_path_rate: Probability of dropping a residual branch of a sample.
     """
 
     def __init__(
@@ -140,17 +142,17 @@ class ScalableViTBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(B, H, W, C)` to `(B, H, W, C)`."""
-        # Without names for what is added, which would hold its memory till the end.
+        # The branches are not bound to names, so their memory is freed early.
         tokens = self.drop_path(tokens, self.attn(self.norm1(tokens)))
         output: Tensor = self.drop_path(tokens, self.mlp(self.norm2(tokens)))
         return output
 
 
 class ScalableViTStage(nn.Module):
-    """One resolution of the network: patch embedding, then blocks IWSA, SSA, IWSA … with a PEG after the first.
+    """One resolution of the network: patch embedding, then blocks with IWSA, SSA, IWSA, … and a PEG after the first.
 
     Args:
-        patch_embed: From the incoming map to this stage's tokens.
+        patch_embed: Embeds the incoming map as tokens of this stage.
         dim: Channels C of this stage.
         attentions: The attention of each block, in order.
         mlp_ratio: Hidden channels of the MLPs as a multiple of C.

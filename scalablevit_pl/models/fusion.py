@@ -1,4 +1,4 @@
-"""Layers that inference on a CPU computes as one."""
+"""Linear layers and GELUs computed by oneDNN for inference on a CPU."""
 
 from functools import cache
 
@@ -7,12 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
+from torch.overrides import has_torch_function
 
 from scalablevit_pl.models.blocks import InplaceGELU, Mlp
 
 
+def fuse(network: nn.Module) -> None:
+    """Let oneDNN compute the linear layers of a network, and the GELUs of our MLPs, in inference on a CPU.
+
+    Weights, names, hooks and activations stay the same, so the network can still be saved, moved, changed and trained.
+    Outputs differ by rounding. This works for the linear layers of any network, and fusing twice is harmless. Tools
+    that look for `nn.Linear` by its exact type, such as `torch.ao.quantization.quantize_dynamic`, must run first.
+
+    Args:
+        network: Changed in place.
+    """
+    # Changing the class, as torch's parametrizations do, keeps references to the layer valid. Derived layers compute
+    # something else and stay as they are.
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FusedLinear
+        elif type(module) is Mlp:
+            module.__class__ = FusedMlp
+
+
 class FusedLinear(nn.Linear):
-    """Linear layer that oneDNN computes where `onednn_takes` its tokens, and torch elsewhere; made by `fuse`."""
+    """Linear layer computed by oneDNN if `onednn_takes` the tokens, by torch otherwise. Created by `fuse`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(…, in_features)` to `(…, out_features)`."""
@@ -22,7 +42,7 @@ class FusedLinear(nn.Linear):
 
 
 class FusedMlp(Mlp):
-    """MLP whose first layer and GELU are one call of oneDNN, where that is the same; made by `fuse`."""
+    """MLP that computes its first layer and the GELU in one call of oneDNN if the result is the same."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform `(…, C)` to `(…, C)`."""
@@ -35,74 +55,54 @@ class FusedMlp(Mlp):
 
 
 def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Compute a linear layer, and `gelu` (the exact one) behind it or `none`, in one call."""
+    """Compute a linear layer and an activation, `none` or the exact `gelu`, in one call."""
     output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, activation, [], "none")
     return output
 
 
 def onednn_takes(tokens: Tensor, layer: nn.Linear) -> bool:
-    """Tell whether oneDNN may compute a linear layer: in inference on a CPU, of plain tensors in a type that it knows.
+    """Return whether oneDNN can compute a linear layer: for inference on a CPU, with plain tensors of one dtype."""
+    weight, bias = layer.weight, layer.bias
+    parts = (tokens, weight) if bias is None else (tokens, weight, bias)
+    return (
+        not is_observed()
+        and not has_torch_function(parts)  # also true in modes of torch functions
+        and all(type(part) in (Tensor, nn.Parameter) for part in parts)
+        and all(part.device.type == "cpu" and part.dtype == tokens.dtype for part in parts)
+        and weight.layout == torch.strided
+        and weight.dim() == 2
+        and weight.numel() > 0
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))  # oneDNN ignores its strides
+        and bool(torch.backends.mkldnn.enabled)
+        and has_instructions(tokens.dtype)
+    )
 
-    Its operator has no gradients, and compilers, traces, transforms of functions and modes of torch's, such as those
-    that count operations, do not know it: where one of them looks, torch's own operators serve.
+
+def is_observed() -> bool:
+    """Return whether gradients, autocast, a compiler, a trace or a transform requires torch's own operators.
+
+    The operator of oneDNN has no gradients, and modes such as the one that counts operations do not know it.
     """
-    if (
+    return bool(
         torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state()
         or torch._C._functorch.peek_interpreter_stack()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
-        or type(tokens) is not Tensor
-    ):
-        return False
-    weight, bias = layer.weight, layer.bias
-    return (
-        weight.dim() == 2
-        and weight.numel() > 0
-        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))  # it ignores strides
-        and all(_is_plain(part, tokens.dtype) for part in (tokens, weight, bias) if part is not None)
-        and type(weight) is nn.Parameter
-        and (bias is None or type(bias) is nn.Parameter)
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_mkldnn_enabled()
-        and _has_instructions(tokens.dtype)
     )
 
 
-def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == dtype and tensor.layout == torch.strided
-
-
 @cache
-def _has_instructions(dtype: torch.dtype) -> bool:
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN computes in this dtype on this CPU."""
     if dtype not in (torch.float32, torch.bfloat16) or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether something is called before, after or in the place of a module's forward pass."""
+    """Return whether something runs before, after or instead of a module's forward pass."""
     own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return bool(own or hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
-
-
-def fuse(network: nn.Module) -> None:
-    """Have oneDNN compute a network's linear layers in inference on a CPU, and the GELUs of our MLPs with them.
-
-    Everything stays where it is, weights, names, hooks and activations, so that the network can be saved, moved,
-    changed and trained as before; outputs differ by rounding. Linear layers of any network are taken, and fusing again
-    does nothing. Tools that look for `nn.Linear` by its exact type, such as `torch.ao.quantization.quantize_dynamic`,
-    have to come first.
-
-    Args:
-        network: Is changed in place.
-    """
-    # Another class for what is there, as by torch's parametrizations, keeps what others hold of it. A derived layer
-    # computes something else and is left alone.
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = FusedLinear
-        elif type(module) is Mlp:
-            module.__class__ = FusedMlp

@@ -1,6 +1,7 @@
 """The ScalableViT backbone and its published sizes (arXiv 2203.10790, table 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from scalablevit_pl.models.attention import InteractiveWindowSelfAttention, ScalableSelfAttention, WindowPad
 from scalablevit_pl.models.blocks import PatchEmbed, ScalableViTStage, initialize_weights
-from scalablevit_pl.models.fusion import fuse
 from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, read_pretrained
 
 STRIDES = (4, 8, 16, 32)
@@ -18,23 +18,23 @@ class ScalableViT(nn.Module):
     """Hierarchical vision transformer that returns four feature maps for images of any size.
 
     Args:
-        embed_dims: Channels of the four stages.
-        num_heads: Attention heads of the four stages.
-        depths: Blocks of the four stages.
-        spatial_ratios: Factor by which SSA shrinks the key and value map, for each stage.
-        channel_ratios: Factor between the channels of SSA's query and key and those of the stage.
+        embed_dims: Channels of each stage.
+        num_heads: Attention heads of each stage.
+        depths: Blocks of each stage.
+        spatial_ratios: Factor by which SSA shrinks the key and value map in each stage.
+        channel_ratios: Channels of SSA's query and key as a multiple of those of the stage, for each stage.
         window_size: Side of an IWSA window in tokens.
         mlp_ratio: Hidden channels of the MLPs as a multiple of the stage's channels.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
-        drop_rate: Dropout after the patch embeddings, in projections and in MLPs.
-        attn_drop_rate: Dropout of attention weights.
-        in_channels: Channels of the image.
-        window_pad: `mask`: windows at the border attend to their real tokens only. `zero`: to zero tokens as well.
-        expand_value: The variant of SSA that the published size of ScalableViT-S implies.
+        drop_path_rate: Stochastic depth rate of the last block. The rate grows linearly from 0 over all blocks.
+        drop_rate: Dropout probability after the patch embeddings, in projections and in MLPs.
+        attn_drop_rate: Dropout probability of attention weights.
+        in_channels: Channels of the images.
+        window_pad: With `mask` border windows attend to their real tokens only, with `zero` also to padding zeros.
+        expand_value: Use the variant of SSA that the published parameter count of ScalableViT-S implies.
 
     Attributes:
         channels: Channels of the four maps.
-        strides: Pixels per token of the four maps.
+        strides: Strides of the four maps in pixels.
         config: The arguments above as plain values; `ScalableViT(**config)` builds the same network.
 
     Raises:
@@ -60,30 +60,12 @@ class ScalableViT(nn.Module):
         expand_value: bool = False,
     ) -> None:
         super().__init__()
-        per_stage: dict[str, Sequence[float]] = {
-            "embed_dims": embed_dims,
-            "num_heads": num_heads,
-            "depths": depths,
-            "spatial_ratios": spatial_ratios,
-            "channel_ratios": channel_ratios,
-        }
-        for argument, values in per_stage.items():
-            if len(values) != len(STRIDES):
-                raise ValueError(f"{argument} must have four entries, one for each stage, got {list(values)}")
-            if argument != "channel_ratios" and min(values) < 1:
-                raise ValueError(f"{argument} must be at least 1 in every stage, got {list(values)}")
-        if in_channels < 1 or mlp_ratio <= 0:
-            raise ValueError(
-                f"in_channels must be at least 1 and mlp_ratio positive, got {in_channels} and {mlp_ratio}"
-            )
-        for argument, rate in {
-            "drop_path_rate": drop_path_rate,
-            "drop_rate": drop_rate,
-            "attn_drop_rate": attn_drop_rate,
-        }.items():
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"{argument} must be at least 0 and below 1, got {rate}")
-        self.config: dict[str, Any] = {argument: list(values) for argument, values in per_stage.items()} | {
+        self.config: dict[str, Any] = {
+            "embed_dims": list(embed_dims),
+            "num_heads": list(num_heads),
+            "depths": list(depths),
+            "spatial_ratios": list(spatial_ratios),
+            "channel_ratios": list(channel_ratios),
             "window_size": window_size,
             "mlp_ratio": mlp_ratio,
             "drop_path_rate": drop_path_rate,
@@ -93,26 +75,14 @@ class ScalableViT(nn.Module):
             "window_pad": window_pad,
             "expand_value": expand_value,
         }
+        check_config(self.config)
         self.channels: tuple[int, ...] = tuple(embed_dims)
         self.in_channels = in_channels
         total = sum(depths)
-        drop_path_rates = iter([drop_path_rate * index / max(total - 1, 1) for index in range(total)])
-
-        def attention(stage: int, block: int) -> ScalableSelfAttention | InteractiveWindowSelfAttention:
-            dim, heads = embed_dims[stage], num_heads[stage]
-            if block % 2 == 0:
-                return InteractiveWindowSelfAttention(dim, heads, window_size, window_pad, attn_drop_rate, drop_rate)
-            ratios = spatial_ratios[stage], channel_ratios[stage]
-            return ScalableSelfAttention(dim, heads, *ratios, expand_value, attn_drop_rate, drop_rate)
-
-        self.stages = nn.ModuleList()
-        for stage, dim in enumerate(embed_dims):
-            patch_embed = (
-                PatchEmbed(embed_dims[stage - 1], dim, 3, 2) if stage > 0 else PatchEmbed(in_channels, dim, 7, 4)
-            )
-            attentions = [attention(stage, block) for block in range(depths[stage])]
-            rates = [next(drop_path_rates) for _ in attentions]
-            self.stages.append(ScalableViTStage(patch_embed, dim, attentions, mlp_ratio, drop_rate, rates))
+        rates = iter([drop_path_rate * block / max(total - 1, 1) for block in range(total)])
+        self.stages = nn.ModuleList(
+            build_stage(self.config, stage, list(islice(rates, depth))) for stage, depth in enumerate(depths)
+        )
         self.apply(initialize_weights)
 
     def forward(self, image: Tensor, num_stages: int = len(STRIDES)) -> list[Tensor]:
@@ -120,7 +90,7 @@ class ScalableViT(nn.Module):
 
         Args:
             image: The images.
-            num_stages: Compute the maps of so many stages only.
+            num_stages: Number of stages to compute; later ones are skipped.
 
         Raises:
             ValueError: If the images have another rank or number of channels.
@@ -133,7 +103,7 @@ class ScalableViT(nn.Module):
         return maps
 
     def truncate(self, num_stages: int) -> None:
-        """Drop all stages but the first ones; nothing describes such a network, so that `config` becomes empty."""
+        """Keep only the first stages. `config` becomes empty, because no arguments describe such a network."""
         del self.stages[num_stages:]
         self.channels, self.strides = self.channels[:num_stages], self.strides[:num_stages]
         self.config = {}
@@ -149,91 +119,123 @@ class ScalableViT(nn.Module):
         load_tensors(backbone, stored.tensors, stored.source, prefix="backbone.", assign=True)
         return backbone.eval()
 
-    def fuse(self) -> Self:
-        """Compute linear layers and GELUs by oneDNN in inference on a CPU, as `scalablevit_pl.models.fuse` does.
-
-        Weights and their names stay; outputs differ by rounding. Quantize before. Returns the network itself.
-        """
-        fuse(self)
-        return self
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations in the backward pass, which saves memory and costs time."""
+        """Recompute the activations of the blocks in the backward pass, which saves memory and costs time."""
         for stage in self.modules():
             if isinstance(stage, ScalableViTStage):
                 stage.grad_checkpointing = enable
 
 
-def check_image(image: Tensor, in_channels: int) -> None:
-    """Refuse what is no batch of images `(B, in_channels, H, W)`.
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check the arguments of `ScalableViT`, apart from those that its layers check.
 
     Raises:
-        ValueError: If the images have another rank or number of channels.
+        ValueError: If a sequence does not have four entries, or a value is out of range.
+    """
+    for argument in ("embed_dims", "num_heads", "depths", "spatial_ratios", "channel_ratios"):
+        values = config[argument]
+        if len(values) != len(STRIDES):
+            raise ValueError(f"{argument} must have four entries, one for each stage, got {values}")
+        if argument != "channel_ratios" and min(values) < 1:
+            raise ValueError(f"{argument} must be at least 1 in every stage, got {values}")
+    in_channels, mlp_ratio = config["in_channels"], config["mlp_ratio"]
+    if in_channels < 1 or mlp_ratio <= 0:
+        raise ValueError(f"in_channels must be at least 1 and mlp_ratio positive, got {in_channels} and {mlp_ratio}")
+    for argument in ("drop_path_rate", "drop_rate", "attn_drop_rate"):
+        if not 0.0 <= config[argument] < 1.0:
+            raise ValueError(f"{argument} must be at least 0 and below 1, got {config[argument]}")
+
+
+def build_stage(config: Mapping[str, Any], stage: int, drop_path_rates: list[float]) -> ScalableViTStage:
+    """Build one stage of the network that the arguments of `ScalableViT` describe."""
+    dims = config["embed_dims"]
+    embed = (
+        PatchEmbed(dims[stage - 1], dims[stage], 3, 2) if stage else PatchEmbed(config["in_channels"], dims[0], 7, 4)
+    )
+    attentions = [build_attention(config, stage, block) for block in range(config["depths"][stage])]
+    return ScalableViTStage(embed, dims[stage], attentions, config["mlp_ratio"], config["drop_rate"], drop_path_rates)
+
+
+def build_attention(
+    config: Mapping[str, Any], stage: int, block: int
+) -> InteractiveWindowSelfAttention | ScalableSelfAttention:
+    """Build the attention of a block: IWSA in the first block of a stage, then SSA and IWSA alternate."""
+    dim, heads = config["embed_dims"][stage], config["num_heads"][stage]
+    rates = config["attn_drop_rate"], config["drop_rate"]
+    if block % 2 == 0:
+        return InteractiveWindowSelfAttention(dim, heads, config["window_size"], config["window_pad"], *rates)
+    ratios = config["spatial_ratios"][stage], config["channel_ratios"][stage]
+    return ScalableSelfAttention(dim, heads, *ratios, config["expand_value"], *rates)
+
+
+def check_image(image: Tensor, in_channels: int) -> None:
+    """Check that a tensor is a batch of images `(B, in_channels, H, W)`.
+
+    Raises:
+        ValueError: If it has another rank or number of channels, or is empty.
     """
     if image.ndim != 4 or image.shape[1] != in_channels or 0 in image.shape[2:]:
         raise ValueError(
             f"expected images of shape (B, {in_channels}, H, W), got {tuple(image.shape)}: "
-            "add the batch dimension, or build the network for as many channels as the images have"
+            "add the batch dimension, or build the network with in_channels equal to the channels of the images"
         )
+
+
+# Table 1 of the paper; nano is a size of this project. Other arguments keep their defaults.
+SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"embed_dims": (32, 64, 128, 256), "num_heads": (1, 2, 4, 8), "depths": (2, 2, 3, 2)},
+    "s": {"embed_dims": (64, 128, 256, 512), "num_heads": (2, 4, 8, 16), "depths": (2, 2, 20, 2)},
+    "b": {
+        "embed_dims": (96, 192, 384, 768),
+        "num_heads": (3, 6, 12, 24),
+        "depths": (2, 2, 14, 6),
+        "channel_ratios": (2.0, 1.25, 1.25, 1.0),
+    },
+    "l": {
+        "embed_dims": (128, 256, 512, 1024),
+        "num_heads": (4, 8, 16, 32),
+        "depths": (2, 6, 12, 4),
+        "channel_ratios": (0.25, 0.5, 1.0, 1.0),
+    },
+}
+
+
+def build_size(
+    size: str, drop_path_rate: float, window_pad: WindowPad, expand_value: bool, in_channels: int
+) -> ScalableViT:
+    """Build one of `SIZES`."""
+    return ScalableViT(
+        **SIZES[size],
+        drop_path_rate=drop_path_rate,
+        window_pad=window_pad,
+        expand_value=expand_value,
+        in_channels=in_channels,
+    )
 
 
 def scalablevit_nano(
     drop_path_rate: float = 0.0, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
 ) -> ScalableViT:
     """Build a small ScalableViT for small images and tests; a size of this project, not of the paper."""
-    return ScalableViT(
-        embed_dims=(32, 64, 128, 256),
-        num_heads=(1, 2, 4, 8),
-        depths=(2, 2, 3, 2),
-        drop_path_rate=drop_path_rate,
-        window_pad=window_pad,
-        expand_value=expand_value,
-        in_channels=in_channels,
-    )
+    return build_size("nano", drop_path_rate, window_pad, expand_value, in_channels)
 
 
 def scalablevit_s(
     drop_path_rate: float = 0.2, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
 ) -> ScalableViT:
     """Build ScalableViT-S: 25,793,008 parameters, 83.1 % published ImageNet top-1 with its head."""
-    return ScalableViT(
-        embed_dims=(64, 128, 256, 512),
-        num_heads=(2, 4, 8, 16),
-        depths=(2, 2, 20, 2),
-        drop_path_rate=drop_path_rate,
-        window_pad=window_pad,
-        expand_value=expand_value,
-        in_channels=in_channels,
-    )
+    return build_size("s", drop_path_rate, window_pad, expand_value, in_channels)
 
 
 def scalablevit_b(
     drop_path_rate: float = 0.5, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
 ) -> ScalableViT:
     """Build ScalableViT-B: 74,625,072 parameters, 84.1 % published ImageNet top-1 with its head."""
-    return ScalableViT(
-        embed_dims=(96, 192, 384, 768),
-        num_heads=(3, 6, 12, 24),
-        depths=(2, 2, 14, 6),
-        channel_ratios=(2.0, 1.25, 1.25, 1.0),
-        drop_path_rate=drop_path_rate,
-        window_pad=window_pad,
-        expand_value=expand_value,
-        in_channels=in_channels,
-    )
+    return build_size("b", drop_path_rate, window_pad, expand_value, in_channels)
 
 
 def scalablevit_l(
     drop_path_rate: float = 0.5, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
 ) -> ScalableViT:
     """Build ScalableViT-L: 100,983,200 parameters, 84.4 % published ImageNet top-1 with its head."""
-    return ScalableViT(
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        depths=(2, 6, 12, 4),
-        channel_ratios=(0.25, 0.5, 1.0, 1.0),
-        drop_path_rate=drop_path_rate,
-        window_pad=window_pad,
-        expand_value=expand_value,
-        in_channels=in_channels,
-    )
+    return build_size("l", drop_path_rate, window_pad, expand_value, in_channels)

@@ -1,4 +1,4 @@
-"""The networks whose numbers are stored here, with weights and images filled by a formula."""
+"""The networks, weights and images that the golden numbers belong to."""
 
 import json
 import zlib
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
 
-DATA = Path(__file__).parent / "data"
 SALT = "golden-v1"
+DATA = Path(__file__).parent / "data"
 SIZES = {"small": "scalablevit_s", "base": "scalablevit_b", "large": "scalablevit_l"}
 TINY: dict[str, dict[str, Any]] = json.loads((DATA / "tiny_configs.json").read_text())
 
 
 def build(name: str, **options: Any) -> ImageClassifier:
-    """Build one of `SIZES` or `TINY`."""
     if name in SIZES:
         return create_model(SIZES[name], **options)
     config = TINY[name]
@@ -34,7 +33,7 @@ def build(name: str, **options: Any) -> ImageClassifier:
 
 
 def fill(name: str) -> Iterator[tuple[str, Tensor]]:
-    """Fill the reference network's weights, name by name."""
+    """Generate weights under the names of the released code, each from a seed of its own."""
     for key, shape in json.loads((DATA / f"{name}_keys.json").read_text()).items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{SALT}/{key}".encode()))
         tensor = torch.randn(shape, generator=generator)
@@ -48,5 +47,4 @@ def fill(name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def image(*shape: int) -> Tensor:
-    """Fill images."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{SALT}/image".encode())))

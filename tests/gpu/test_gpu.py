@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: its kernels' numbers, the loader's half that runs there, a training in bfloat16."""
+"""Tests that need a CUDA device: the numbers of its kernels, transforms on the device, training in bfloat16."""
 
 import copy
 import csv
@@ -49,12 +49,12 @@ def test_golden_numbers(name: str) -> None:
 
 def gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
     output = model(images)
-    factors = torch.arange(output.numel()).view(output.shape).cos().to(output)  # a type of 16 bits cannot count so far
+    factors = torch.arange(output.numel()).view(output.shape).cos().to(output)  # 16-bit dtypes cannot count this far
     return [gradient.cpu() for gradient in torch.autograd.grad((output * factors).sum(), list(model.parameters()))]
 
 
 @pytest.mark.parametrize("size", [(224, 224), (90, 141)])
-def test_gradients_are_those_of_the_cpu(size: tuple[int, int]) -> None:
+def test_gradients_match_those_of_the_cpu(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model, images = create_model("scalablevit_nano", num_classes=10).train(), torch.randn(2, 3, *size)
     expected = gradients(copy.deepcopy(model).double(), images.double())
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_the_cpu(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_more_windows_than_an_axis_of_a_grid_has(dtype: torch.dtype) -> None:
+def test_more_windows_than_a_grid_axis_allows(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     attention = InteractiveWindowSelfAttention(16, 2, window_size=2).to("cuda", dtype)
     tokens = torch.randn(2, 366, 366, 16, device="cuda", dtype=dtype, requires_grad=True)
@@ -83,7 +83,7 @@ def test_more_windows_than_an_axis_of_a_grid_has(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: ScalableSelfAttention(64, 2, 8, 1.25), lambda: InteractiveWindowSelfAttention(64, 2)]
 )
-def test_attention_in_bfloat16_is_near_that_in_float32(make: Callable[[], nn.Module]) -> None:
+def test_attention_in_bfloat16_is_close_to_float32(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     attention, tokens = make().cuda(), torch.randn(4, 56, 56, 64, device="cuda")
     expected = gradients(attention, tokens)
@@ -115,7 +115,7 @@ def test_images_are_normalized_and_erased_on_the_device() -> None:
     assert abs(noise.std() - 1) < 0.1
 
 
-def test_a_profile_counts_the_gpu_s_memory_and_time() -> None:
+def test_a_profile_measures_gpu_memory_and_time() -> None:
     settings = [Setting("scalablevit_nano", mode, "bf16", batch_size=16) for mode in ("inference", "train")]
     inference, training = measure(settings, torch.device("cuda"), Plan(3, 0.02))
     for result in (inference, training):

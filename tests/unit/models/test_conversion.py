@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden.network import DATA, SIZES, TINY
-from golden.test_golden import fill, image
+from golden.network import DATA, SIZES, TINY, fill, image
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The backbone and its blocks: sizes, order, rates, gradients, memory."""
+"""The backbone and its blocks: sizes, order, rates, gradients and memory."""
 
 import math
 import re
@@ -23,14 +23,14 @@ from scalablevit_pl.models.cost import peak_memory
 from scalablevit_pl.models.kernels import OPEN_SIZES
 
 TINY: dict[str, Any] = {"embed_dims": (4, 8, 12, 16), "num_heads": (1, 2, 3, 4), "depths": (2, 3, 4, 2)}
-# Adding a constant to all keys adds it to a whole row of the softmax, which ignores it.
+# A constant added to all keys shifts a whole row of the softmax, which ignores it.
 KEY_BIAS = re.compile(r"attn\.(qkv|kv|k)\.bias$")
 SIZES = [(1, 1), (3, 5), (7, 7), (28, 28), (31, 33), (32, 32), (100, 37), (223, 225)]
 
 
 def tiny(**kwargs: Any) -> ScalableViT:
     torch.manual_seed(0)
-    # Channel ratios of 2, so that every size of TINY can be divided by its heads.
+    # These channel ratios fit the heads of every stage of TINY.
     return ScalableViT(**TINY | {"channel_ratios": (2.0, 0.5, 1.0, 1.0)} | kwargs)
 
 
@@ -49,7 +49,7 @@ def test_images_of_any_size_give_four_maps(size: tuple[int, int], window_pad: Wi
 
 
 @torch.no_grad()
-def test_a_detector_s_image_gives_four_maps() -> None:
+def test_an_image_of_detection_size_gives_four_maps() -> None:
     model = scalablevit_nano().eval()
     assert_maps_fit(model(torch.randn(1, 3, 800, 1333)), model, 1, (800, 1333))
 
@@ -87,7 +87,7 @@ def test_patch_embedding_is_a_strided_convolution_and_a_norm() -> None:
 
 
 @torch.no_grad()
-def test_a_block_adds_attention_then_mlp_each_behind_a_norm() -> None:
+def test_a_block_adds_normalized_attention_then_normalized_mlp() -> None:
     torch.manual_seed(0)
     block = ScalableViTBlock(ScalableSelfAttention(8, 2), 8, mlp_ratio=3.0).eval()
     for norm in (block.norm1, block.norm2):
@@ -112,7 +112,7 @@ def test_peg_adds_a_depthwise_convolution_with_a_zero_border() -> None:
     torch.testing.assert_close(peg(scale.expand(1, 3, 3, 3)), scale + scale * neighbours + 0.5)
 
 
-def test_mlps_are_as_wide_as_told() -> None:
+def test_mlp_ratio_sets_the_width_of_mlps() -> None:
     for model, ratio in ((tiny(), 4), (tiny(mlp_ratio=2.5), 2.5)):
         for stage, dim in zip(model.stages, model.channels, strict=True):
             assert [block.mlp.fc1.out_features for block in stage.blocks] == [dim * ratio] * len(stage.blocks)
@@ -134,7 +134,7 @@ def test_blocks_alternate_between_window_and_scalable_attention() -> None:
 
 
 @torch.no_grad()
-def test_each_stage_embeds_encodes_positions_after_its_first_block_and_goes_on() -> None:
+def test_each_stage_encodes_positions_after_its_first_block() -> None:
     model = tiny().eval()
     calls: list[str] = []
     previous: list[Tensor] = []
@@ -162,7 +162,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks() -> None:
     assert rates == pytest.approx([0.05 * block for block in range(11)])
 
 
-def test_a_single_block_a_stage_has_stochastic_depth_too() -> None:
+def test_stochastic_depth_grows_over_stages_of_one_block() -> None:
     model = tiny(depths=(1, 1, 1, 1), drop_path_rate=0.3)
     assert [stage.blocks[0].drop_path.rate for stage in model.stages] == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
@@ -188,7 +188,7 @@ def test_a_branch_in_bfloat16_is_scaled_exactly(dtype: torch.dtype) -> None:
     torch.testing.assert_close(added[added != 0], expected[added != 0], rtol=1e-6, atol=0)
 
 
-def test_both_branches_of_a_block_are_dropped_apart() -> None:
+def test_the_branches_of_a_block_are_dropped_independently() -> None:
     torch.manual_seed(0)
     block = ScalableViTBlock(nn.Identity(), 2, drop_path_rate=0.5).train()
     nn.init.zeros_(block.mlp.fc2.weight)
@@ -247,7 +247,7 @@ def test_weights_are_initialized_by_kind_of_layer() -> None:
         assert module.weight.std().item() == pytest.approx(std, abs=tolerance), name
         if std:
             assert module.weight.mean().item() == pytest.approx(0, abs=5 * std / math.sqrt(module.weight.numel())), name
-    # 9 blocks with a LIM or (in three of the four SSA) a reduction of two; 4 embeddings, 4 PEGs.
+    # Convolutions: 5 LIMs, 3 reductions of two each, 4 patch embeddings, 4 PEGs.
     assert seen == {nn.Linear: 5 * 4 + 3 * 6 + 5 + 2, nn.Conv2d: 5 + 3 * 2 + 4 + 4, nn.LayerNorm: 4 + 9 * 2 + 3 + 2}
 
 
@@ -266,7 +266,7 @@ def test_norms_have_an_eps_of_1e_6_but_1e_5_in_the_reduction() -> None:
 
 
 @pytest.mark.parametrize("window_pad", ["mask", "zero"])
-def test_every_parameter_learns_except_biases_of_keys(window_pad: WindowPad) -> None:
+def test_every_parameter_except_key_biases_gets_a_gradient(window_pad: WindowPad) -> None:
     torch.manual_seed(0)
     model = create_model("scalablevit_nano", num_classes=10, head="mlp", window_pad=window_pad).double()
     image, weights = torch.randn(1, 3, 224, 224, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
@@ -277,7 +277,7 @@ def test_every_parameter_learns_except_biases_of_keys(window_pad: WindowPad) -> 
         gradient = parameter.grad
         if match := KEY_BIAS.search(name):
             key_biases += 1
-            parts = gradient.chunk(len(match[1]))  # a letter each for query, key and value
+            parts = gradient.chunk(len(match[1]))  # one letter each for query, key and value
             assert parts[match[1].index("k")].abs().max() < 1e-15, name
             gradient = torch.cat([part for part, of in zip(parts, match[1], strict=True) if of != "k"] or [weights])
         assert gradient.abs().max() > 1e-7, name
@@ -286,7 +286,7 @@ def test_every_parameter_learns_except_biases_of_keys(window_pad: WindowPad) -> 
 
 
 @torch.no_grad()
-def test_a_sample_gives_the_same_in_any_batch() -> None:
+def test_a_sample_has_the_same_maps_in_any_batch() -> None:
     model = scalablevit_nano().eval()
     images = torch.randn(3, 3, 60, 50)
     for index in range(3):
@@ -295,7 +295,7 @@ def test_a_sample_gives_the_same_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("window_pad", ["mask", "zero"])
-def test_samples_of_a_batch_do_not_see_each_other(window_pad: WindowPad) -> None:
+def test_samples_of_a_batch_are_independent(window_pad: WindowPad) -> None:
     model = tiny(window_pad=window_pad).train()
     images = torch.randn(3, 3, 60, 50, requires_grad=True)
     for index, feature in enumerate(model(images)[:3]):
@@ -305,7 +305,7 @@ def test_samples_of_a_batch_do_not_see_each_other(window_pad: WindowPad) -> None
         assert [(sample != 0).any().item() for sample in gradient] == [sample == index for sample in range(3)]
 
 
-def test_gradient_checkpointing_computes_the_same_and_each_block_twice() -> None:
+def test_gradient_checkpointing_computes_the_same_and_runs_each_block_twice() -> None:
     model = tiny(drop_rate=0.2, attn_drop_rate=0.1, drop_path_rate=0.3).train()
     image = torch.randn(2, 3, 40, 36)
     calls: Counter[str] = Counter()
@@ -316,7 +316,7 @@ def test_gradient_checkpointing_computes_the_same_and_each_block_twice() -> None
     def step() -> tuple[list[Tensor], dict[str, Tensor], Counter[str]]:
         calls.clear()
         model.zero_grad()
-        torch.manual_seed(1)  # the recomputation has to drop the same
+        torch.manual_seed(1)  # the recomputation must drop the same values
         maps = model(image)
         (maps[-1].square().sum() + maps[1].sum()).backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -338,14 +338,14 @@ def test_gradient_checkpointing_computes_the_same_and_each_block_twice() -> None
 @pytest.mark.parametrize(
     "shape", [(3, 32, 32), (5, 3, 32), (2, 3, 4, 32, 32), (2, 1, 32, 32), (1, 3, 0, 32), (1, 3, 32, 0)], ids=str
 )
-def test_other_images_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
+def test_errors_state_the_shape_of_unsuitable_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=re.escape(f"(B, 3, H, W), got {shape}")):
         tiny()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("argument", ["embed_dims", "num_heads", "depths", "spatial_ratios", "channel_ratios"])
 @pytest.mark.parametrize("length", [3, 5])
-def test_sequences_without_four_entries_are_named(argument: str, length: int) -> None:
+def test_errors_name_sequences_without_four_entries(argument: str, length: int) -> None:
     with pytest.raises(
         ValueError, match=re.escape(f"{argument} must have four entries, one for each stage, got {[2] * length}")
     ):
@@ -354,7 +354,7 @@ def test_sequences_without_four_entries_are_named(argument: str, length: int) ->
 
 @pytest.mark.parametrize("argument", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
-def test_rates_out_of_range_are_named(argument: str, rate: float) -> None:
+def test_errors_name_rates_out_of_range(argument: str, rate: float) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must be .* got {rate}"):
         tiny(**{argument: rate})
 
@@ -369,7 +369,7 @@ def test_rates_out_of_range_are_named(argument: str, rate: float) -> None:
         ({"window_size": 0}, "got 0"),
     ],
 )
-def test_stages_that_do_not_fit_together_are_named(arguments: dict[str, Any], named: str) -> None:
+def test_errors_name_arguments_that_do_not_fit_together(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         tiny(**arguments)
 
@@ -407,9 +407,9 @@ def test_the_network_is_one_graph_with_the_same_gradients(mode: str, backend: st
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not OPEN_SIZES, reason="before torch 2.8 each kind of size has a graph of its own")
+@pytest.mark.skipif(not OPEN_SIZES, reason="before torch 2.8 the compiler needs several graphs")
 @torch.no_grad()
-def test_the_network_is_one_graph_for_images_of_open_size() -> None:
+def test_the_network_is_one_graph_for_images_of_any_size() -> None:
     model = tiny(depths=(2, 2, 1, 2)).eval()
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
@@ -421,21 +421,21 @@ def test_the_network_is_one_graph_for_images_of_open_size() -> None:
 
 
 @torch.no_grad()
-def test_the_network_is_exported() -> None:
+def test_the_network_can_be_exported() -> None:
     model, image = tiny().eval(), torch.randn(2, 3, 40, 36)
     exported = torch.export.export(model, (image,)).module()
     torch.testing.assert_close(exported(image), model(image), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not OPEN_SIZES, reason="before torch 2.8 an export is of one size")
+@pytest.mark.skipif(not OPEN_SIZES, reason="before torch 2.8 an exported program has one size")
 @torch.no_grad()
-def test_the_network_is_exported_for_images_of_open_size() -> None:
+def test_the_network_can_be_exported_for_images_of_any_size() -> None:
     from torch.export import Dim
     from torch.fx.experimental import _config
 
     model, sides = tiny(depths=(2, 2, 1, 2)).eval(), {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
-    with _config.patch(backed_size_oblivious=True):  # or torch binds it to sizes that are no multiples of a window
+    with _config.patch(backed_size_oblivious=True):  # or torch limits the program to some sizes
         program = torch.export.export(model, (torch.randn(2, 3, 256, 288),), dynamic_shapes=(sides,))
     exported = program.module()
     for size in [(2, 3, 256, 288), (3, 3, 300, 401), (2, 3, 448, 672), (2, 3, 333, 417)]:
@@ -444,12 +444,12 @@ def test_the_network_is_exported_for_images_of_open_size() -> None:
             torch.testing.assert_close(ours, plain, rtol=0, atol=3e-5)
 
 
-def test_gradient_checkpointing_holds_one_block_s_activations() -> None:
+def test_gradient_checkpointing_keeps_the_activations_of_one_block() -> None:
     model = tiny().train()
     image = torch.randn(2, 3, 64, 64)
 
     def kept() -> int:
-        """Count the bytes that wait for the backward pass, weights apart."""
+        """Count the bytes kept for the backward pass, without weights."""
         storages: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
