@@ -1,17 +1,17 @@
-"""A data set's repository on the Hub: one commit of it, and those of its parquet files that are asked for."""
+"""A data set's repository on the Hub: one commit of it, and only the parquet files that are needed."""
 
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import OfflineModeIsEnabled
 
-from scalablevit_pl.weights.hub.client import COMMIT_HASH, HubError, explain_hub, is_unreachable, patiently
-from scalablevit_pl.weights.hub.download import note
+from scalablevit_pl.weights.hub.cache import cached_commit, is_commit, note_commit, repository_folder, write_note
+from scalablevit_pl.weights.hub.client import HubError, HubUnreachableError, hub_errors, retry
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -21,32 +21,29 @@ SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{5})-of-(?P<count>\d{
 
 
 def find_commit(dataset: str, revision: str | None) -> str:
-    """Return the commit that a revision is, as the Hub says, and note it for the other processes of this machine.
+    """Ask the Hub for the commit of a revision, and note it for the other processes of this machine.
 
-    A commit's own hash is taken as it is. While the Hub cannot be reached, the commit that was noted last serves.
+    A commit's own hash is returned as it is. While the Hub is unreachable, the last noted commit is used.
 
     Args:
         dataset: A data set's id on the Hub.
         revision: Commit, tag or branch; by default the main branch.
 
     Raises:
-        HubError: If there is no such repository or revision, it may not be read, or the Hub cannot be reached.
+        HubError: If there is no such repository or revision, it may not be read, or the Hub is unreachable.
     """
-    if revision is not None and COMMIT_HASH.fullmatch(revision):
+    if revision is not None and is_commit(revision):
         return revision
-    return _ask(dataset, revision, noted_commit(dataset, revision), lambda: _look_up(dataset, revision)[0])
+    return _ask(dataset, revision, noted_commit(dataset, revision), lambda: _list_files(dataset, revision)[0])
 
 
 def noted_commit(dataset: str, revision: str | None) -> str | None:
-    """Return the commit that a revision is, as noted in the cache, without asking the Hub."""
-    if revision is not None and COMMIT_HASH.fullmatch(revision):
-        return revision
-    ref = _ref(dataset, revision)
-    return ref.read_text().strip() if ref.is_file() else None
+    """Return the commit of a revision as noted in the cache, without a request."""
+    return cached_commit(_cache(dataset), revision)
 
 
 def list_shards(dataset: str, commit: str) -> dict[str, list[str]]:
-    """List the parquet files of each split, if the repository has them as `datasets` stores them, in one folder.
+    """List the parquet files of each split; empty if the repository does not store them as `datasets` does.
 
     Raises:
         HubError: If the commit has not been listed before, and the Hub does not list it.
@@ -54,28 +51,28 @@ def list_shards(dataset: str, commit: str) -> dict[str, list[str]]:
     listing, folder = _listing(dataset, commit), _snapshot(dataset, commit)
     if listing.is_file():  # a commit does not change
         return group_shards(json.loads(listing.read_text()))
-    # What another program has brought into the cache can only be seen by its files.
+    # Of what another program has cached, only the files themselves are known.
     cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
-    return group_shards(_ask(dataset, commit, cached or None, lambda: _look_up(dataset, commit)[1]))
+    return group_shards(_ask(dataset, commit, cached or None, lambda: _list_files(dataset, commit)[1]))
 
 
 def group_shards(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group parquet files by the split that their names say; none if one says none, or they lie in several folders."""
+    """Group parquet files by the split in their names; empty if a name has none, or they lie in several folders."""
     paths = sorted(Path(name) for name in names if name.endswith(".parquet"))
     matches = [SHARD.fullmatch(path.name) for path in paths]
     splits: dict[str, list[str]] = {}
     for path, match in zip(paths, matches, strict=True):
-        if match is None or path.parent != paths[0].parent:  # such as several tables, of which `datasets` knows more
+        if match is None or path.parent != paths[0].parent:  # such as several tables, which `datasets` can read
             return {}
         splits.setdefault(match["split"], []).append(path.as_posix())
     return splits
 
 
 def check_shards(names: Iterable[str]) -> None:
-    """Check that all parquet files are there that the names of some speak of.
+    """Check that no parquet file of a numbered set is missing.
 
     Raises:
-        ValueError: If one is missing; it names the first.
+        ValueError: If one is missing; the message names the first.
     """
     found: dict[tuple[str, str, str], set[int]] = {}
     for path in map(Path, names):
@@ -92,66 +89,49 @@ def check_shards(names: Iterable[str]) -> None:
 
 
 def fetch_shards(dataset: str, commit: str, names: list[str]) -> Path:
-    """Return the folder in the cache that holds some files of a commit, after fetching those that are missing.
+    """Download those files of a commit that are not cached, and return the folder in the cache that holds them.
 
     Raises:
-        HubError: If one is missing and does not arrive: without permission, without network.
+        HubError: If a file cannot be downloaded.
     """
     folder = _snapshot(dataset, commit)
-    if not all((folder / name).is_file() for name in names):
-        if constants.HF_HUB_OFFLINE:
-            missing = sum(not (folder / name).is_file() for name in names)
-            raise HubError(
-                f"{missing} of {len(names)} files of {dataset!r} at commit {commit} are not in the cache, and "
-                "HF_HUB_OFFLINE forbids to fetch them: unset it, or fetch them beforehand where there is a network"
-            )
-        logger.info("fetching %d parquet files of %s at commit %s", len(names), dataset, commit)
-        _ask(
-            dataset,
-            commit,
-            None,
-            lambda: snapshot_download(dataset, repo_type="dataset", revision=commit, allow_patterns=names),
+    missing = sum(not (folder / name).is_file() for name in names)
+    if missing and constants.HF_HUB_OFFLINE:
+        raise HubError(
+            f"{missing} of {len(names)} files of {dataset!r} at commit {commit} are not in the cache, and "
+            "HF_HUB_OFFLINE is set: unset it, or download them beforehand on a machine with network access"
         )
+    if missing:
+        logger.info("downloading %d parquet files of %s at commit %s", len(names), dataset, commit)
+        download = partial(snapshot_download, dataset, repo_type="dataset", revision=commit, allow_patterns=names)
+        _ask(dataset, commit, None, download)
     return folder
 
 
-def _look_up(dataset: str, revision: str | None) -> tuple[str, list[str]]:
-    """Ask the Hub for the commit of a revision and the names of its files, and note them."""
+def _list_files(dataset: str, revision: str | None) -> tuple[str, list[str]]:
+    """Ask the Hub for the commit of a revision and the names of its files, and note both."""
     info = HfApi().dataset_info(dataset, revision=revision)
     commit, names = info.sha or "", [file.rfilename for file in info.siblings or []]
-    note(_listing(dataset, commit), json.dumps(names))
-    if revision != commit:
-        note(_ref(dataset, revision), commit)
+    write_note(_listing(dataset, commit), json.dumps(names))
+    note_commit(_cache(dataset), revision, commit)
     return commit, names
 
 
 def _ask(dataset: str, revision: str | None, cached: Result | None, call: Callable[[], Result]) -> Result:
-    """Ask the Hub; where it cannot be reached, return what is cached.
-
-    Raises:
-        HubError: If the Hub says no, or cannot be reached and nothing is cached.
-    """
+    """Ask the Hub; if it is unreachable, return the cached answer."""
     try:
-        return patiently(call)
-    except Exception as error:
-        offline = isinstance(error, OfflineModeIsEnabled)
-        if cached is not None and is_unreachable(error):
-            if not offline:
-                logger.warning("the Hub cannot be reached: using %s as cached", dataset)
-            return cached
-        # So the Hub itself calls a repository of data, and so its page's address ends.
-        said = explain_hub(error, f"datasets/{dataset}", revision)
-        if said is None:
-            raise
-        raise HubError(f"{dataset!r} is not in the cache, and {said}" if offline else said) from error
+        with hub_errors(f"datasets/{dataset}", revision):  # the Hub's own name for it, which ends its page's address
+            return retry(call)
+    except HubUnreachableError as error:
+        if cached is None:
+            raise HubError(f"{dataset!r} is not in the cache, and {error}") from error
+        if not constants.HF_HUB_OFFLINE:
+            logger.warning("the Hub is unreachable: using %s from the cache", dataset)
+        return cached
 
 
 def _cache(dataset: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}"
-
-
-def _ref(dataset: str, revision: str | None) -> Path:
-    return _cache(dataset) / "refs" / (revision or constants.DEFAULT_REVISION)
+    return repository_folder(dataset, repo_type="dataset")
 
 
 def _snapshot(dataset: str, commit: str) -> Path:

@@ -11,7 +11,7 @@ import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
 from scalablevit_pl.diagnosis.finding import Finding, found
-from scalablevit_pl.weights.hub.client import explain_hub, patiently
+from scalablevit_pl.weights.hub.client import HubError, hub_errors, retry
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ def check_repository(dataset: str, revision: str | None) -> tuple[list[Finding],
 def _ask(call: Callable[[], Any], name: str, revision: str | None) -> tuple[Any, str | None]:
     """Return what the Hub answers, or one sentence for why it does not."""
     try:
-        return patiently(call), None
-    except Exception as error:
-        sentence = explain_hub(error, name, revision)
-        if sentence is None:
-            raise
-        return None, sentence
+        with hub_errors(name, revision):
+            return retry(call), None
+    except HubError as error:
+        return None, str(error)
 
 
 def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

@@ -1,12 +1,14 @@
-"""From the Hugging Face Hub to a folder and back."""
+"""Download and upload folders of models with the Hugging Face Hub."""
 
+from scalablevit_pl.weights.hub.cache import checksum
 from scalablevit_pl.weights.hub.client import HubError, is_repository, is_shared, repository_url
-from scalablevit_pl.weights.hub.download import FetchOptions, Snapshot, checksum, fetch, locate
-from scalablevit_pl.weights.hub.upload import PushPlan, plan_push, push
+from scalablevit_pl.weights.hub.download import FetchOptions, Snapshot, fetch, locate
+from scalablevit_pl.weights.hub.upload import PushOptions, PushPlan, plan_push, push
 
 __all__ = [
     "FetchOptions",
     "HubError",
+    "PushOptions",
     "PushPlan",
     "Snapshot",
     "checksum",

@@ -1,50 +1,64 @@
-"""From a folder to a repository: everything is checked first, then one commit is made."""
+"""Upload a model's folder as one commit, after everything has been checked. The folder itself never changes."""
 
-import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_session
-from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from scalablevit_pl.storage import written_aside
+from scalablevit_pl.text import one_line
+from scalablevit_pl.weights.hub.cache import is_commit
 from scalablevit_pl.weights.hub.client import (
-    COMMIT_HASH,
     HubError,
+    HubUnreachableError,
     Token,
-    explained,
-    giving_up,
+    hub_errors,
     is_repository,
     is_shared,
-    is_unreachable,
-    one_line,
-    patiently,
+    retry,
 )
-from scalablevit_pl.weights.hub.download import Snapshot, checksum
-
-logger = logging.getLogger(__name__)
+from scalablevit_pl.weights.hub.download import Snapshot
 
 CARD = constants.REPOCARD_NAME
-# The line of a card that `scalablevit_pl.weights.card` writes for a folder.
+# The line that loads a model in a card written by `scalablevit_pl.weights.card`.
 LOADING = re.compile(r'from_pretrained\("[^"]*"\)  # this folder')
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
+class PushOptions(TypedDict, total=False):
+    """Arguments of `plan_push`.
+
+    Attributes:
+        check: Load the folder strictly; any error it raises ends the push.
+        private: Whether a new repository is private, by default as its owner's settings say. An existing public one is
+            refused if this is True.
+        revision: Branch to push to, created if missing; by default the main branch.
+        token: Access token; by default the one that `hf auth login` has stored.
+        license: Licence under which the model is shared, instead of the one in the folder's card.
+    """
+
+    check: Required[Callable[[Path], object]]
+    private: bool | None
+    revision: str | None
+    token: Token
+    license: str | None
+
+
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do, after all that can be checked beforehand has been.
+    """The effect of a push, after every check that is possible beforehand.
 
     Attributes:
         repository: `owner/name`.
-        branch: Where the commit goes.
-        exists: Whether there is such a repository.
-        files: Names and sizes in bytes of what travels.
-        left_out: Names in the folder that do not.
-        card: The text of `README.md` as it will be pushed.
+        branch: Branch of the commit.
+        exists: Whether the repository exists.
+        files: Names of the files to upload, with their sizes in bytes.
+        left_out: Names in the folder that are not uploaded.
+        card: Text of `README.md` in the commit: the folder's, with the repository's name and the licence.
     """
 
     repository: str
@@ -55,203 +69,140 @@ class PushPlan:
     card: str
 
 
-def plan_push(
-    folder: str | Path,
-    repository: str,
-    *,
-    check: Callable[[Path], object],
-    private: bool | None = None,
-    revision: str | None = None,
-    token: Token = None,
-    license: str | None = None,  # noqa: A002
-) -> PushPlan:
-    """Check all that could make a push fail or be regretted, and change nothing.
+def plan_push(folder: str | Path, repository: str, **options: Unpack[PushOptions]) -> PushPlan:
+    """Check everything that could make a push fail or be regretted, without changing anything.
 
-    The folder is loaded strictly, its card must state a licence that lets it be shared, and the token must be one that
-    may write to the repository.
+    The folder must load strictly, its card must state a licence that allows sharing, and the token must be allowed to
+    write to the repository.
 
     Args:
         folder: A model's folder.
         repository: `owner/name`, or a name below the owner of the token.
-        check: Loads the folder strictly; what it raises ends the push.
-        private: Whether the repository has to be private.
-        revision: Branch to push to; by default the main one.
-        token: Access token; by default the one that `hf auth login` has stored.
-        license: The licence under which the model is shared, in place of the one that the card states.
+        **options: See `PushOptions`.
 
     Raises:
-        HubError: If something is missing, or not allowed.
-        ValueError: If the folder holds no model that loads.
+        HubError: If something is missing or not allowed.
+        ValueError: If the folder does not load.
     """
-    folder = Path(folder)
-    check(folder)
-    card = _checked_card(folder, license)
+    folder, branch = Path(folder), options.get("revision") or constants.DEFAULT_REVISION
+    options["check"](folder)
+    card = _read_card(folder, options.get("license"))
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
-        raise HubError(f"{str(folder)!r} holds {pickles[0]!r}, which can run code where it is opened: remove it")
+        raise HubError(f"{str(folder)!r} holds {pickles[0]!r}, which can run code when it is opened: remove it")
+    if is_commit(branch):
+        raise HubError(f"{branch!r} is a commit, and a push needs a branch: give the name of one")
     sizes = {name: (folder / name).stat().st_size for name in names if is_shared(name) and (folder / name).is_file()}
-    if revision is not None and COMMIT_HASH.fullmatch(revision):
-        raise HubError(f"a push goes to a branch, and {revision!r} is a commit: give the name of a branch")
-    with explained(repository):
-        repository = _allowed_repository(repository, token)
-        exists = _exists(repository, token, private)
+    with hub_errors(repository):
+        repository = _writable_repository(repository, options.get("token"))
+        exists = _exists(repository, options.get("token"), options.get("private"))
         card = LOADING.sub(f'from_pretrained("{repository}")', card)
-        patiently(lambda: _validate(card))
-    return PushPlan(
-        repository,
-        revision or constants.DEFAULT_REVISION,
-        exists,
-        sizes | {CARD: len(card.encode())},
-        [name for name in names if name not in sizes],
-        card,
-    )
+        retry(lambda: _validate(card))
+    left_out = [name for name in names if name not in sizes]
+    return PushPlan(repository, branch, exists, sizes | {CARD: len(card.encode())}, left_out, card)
 
 
 def push(
     folder: str | Path,
     repository: str,
     *,
-    check: Callable[[Path], object],
-    private: bool | None = None,
-    revision: str | None = None,
-    token: Token = None,
-    license: str | None = None,  # noqa: A002
     commit_message: str = "Upload a model with scalablevit_pl",
+    **options: Unpack[PushOptions],
 ) -> Snapshot:
-    """Upload a model's folder as one commit, after all checks of `plan_push`. To repeat it is safe.
+    """Upload a model's folder as one commit, after the checks of `plan_push`. It is safe to repeat a push.
 
     Args:
         folder: A model's folder.
-        repository: `owner/name`, or a name below the owner of the token; made if need be.
-        check: Loads the folder strictly; what it raises ends the push.
-        private: Whether a repository that is made is private; by default as the owner's settings say.
-        revision: Branch to push to, made if need be; by default the main one.
-        token: Access token; by default the one that `hf auth login` has stored.
-        license: The licence under which the model is shared; it is written into the folder's card, as is the
-            repository's name where the card says how to load the model.
+        repository: `owner/name`, or a name below the owner of the token. It is created if it does not exist.
         commit_message: Title of the commit.
+        **options: See `PushOptions`.
 
     Returns:
-        The folder, the commit and its checksums.
+        The folder, with the commit and the sha256 of each file in it.
 
     Raises:
-        HubError: If a check fails, or the Hub does not take the files; then nothing is committed.
-        ValueError: If the folder holds no model that loads.
+        HubError: If a check fails or the Hub refuses the files. Then nothing is committed.
+        ValueError: If the folder does not load.
     """
-    folder = Path(folder)
-    plan = plan_push(folder, repository, check=check, private=private, revision=revision, token=token, license=license)
-    if plan.card != (folder / CARD).read_text(encoding="utf-8"):
-        with written_aside(folder / CARD) as aside:
-            aside.write_text(plan.card, encoding="utf-8")
-    api = HfApi(token=token)
-    additions = [CommitOperationAdd(name, folder / name) for name in plan.files]
-    with explained(plan.repository, plan.branch):
+    plan, api = plan_push(folder, repository, **options), HfApi(token=options.get("token"))
+    contents = {name: plan.card.encode() if name == CARD else Path(folder, name) for name in plan.files}
+
+    def commit() -> Snapshot:
+        additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        made = api.create_commit(plan.repository, additions, commit_message=commit_message, revision=plan.branch)
+        digests = {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
+        return Snapshot(plan.repository, Path(folder), str(made.oid), digests)
+
+    with hub_errors(plan.repository, plan.branch):
         if not plan.exists:
-            patiently(lambda: api.create_repo(plan.repository, private=private, exist_ok=True))
+            retry(lambda: api.create_repo(plan.repository, private=options.get("private"), exist_ok=True))
         if plan.branch != constants.DEFAULT_REVISION:
-            patiently(lambda: api.create_branch(plan.repository, branch=plan.branch, exist_ok=True))
-        patiently(lambda: api.preupload_lfs_files(plan.repository, additions, revision=plan.branch, free_memory=False))
-        commit = _commit(api, plan, additions, commit_message)
-    digests = {name: checksum(folder / name) for name in plan.files}
-    return Snapshot(plan.repository, folder, commit, digests)
-
-
-def _commit(api: HfApi, plan: PushPlan, additions: Sequence[CommitOperationAdd], message: str) -> str:
-    """Make the commit and return its hash; where the answer is lost, look whether it has been made."""
+            retry(lambda: api.create_branch(plan.repository, branch=plan.branch, exist_ok=True))
     try:
-        with giving_up():
-            return str(api.create_commit(plan.repository, additions, commit_message=message, revision=plan.branch).oid)
-    except Exception as error:
-        if not is_unreachable(error):
-            raise
-        info = patiently(lambda: api.model_info(plan.repository, revision=plan.branch, files_metadata=True))
-        there = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or []}
-        for addition in additions:
-            path, digest = Path(str(addition.path_or_fileobj)), there.get(addition.path_in_repo) or ""
-            if checksum(path, git=len(digest) == 40) != digest:
-                raise HubError(
-                    f"the commit to {plan.repository!r} was not made, the Hub did not answer: push again, which is safe"
-                ) from error
-        logger.warning("the Hub's answer to the commit was lost, but the commit has been made")
-        return str(info.sha)
+        with hub_errors(plan.repository, plan.branch):
+            return retry(commit)  # the client skips unchanged files, so a commit whose answer was lost is found
+    except HubUnreachableError as error:
+        raise HubError(f"{error}; the commit is not confirmed, and pushing again is safe") from error
 
 
-def _checked_card(folder: Path, license: str | None) -> str:  # noqa: A002
-    """Return the card with its licence.
-
-    Raises:
-        HubError: If there is no card, it is damaged, or it states no licence under which a model may be shared.
-    """
+def _read_card(folder: Path, license: str | None) -> str:  # noqa: A002
+    """Return the text of the folder's card, with another licence if one is given; refuse one that forbids sharing."""
     path = folder / CARD
     if not path.is_file():
         raise HubError(f"{str(folder)!r} has no {CARD}: export the model again, or write its card")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # keeps the ends of lines
         card = ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise HubError(f"{str(path)!r} has no readable metadata: {one_line(error)}") from error
+        raise HubError(f"the metadata of {str(path)!r} cannot be read ({one_line(error)}): correct it") from error
     stated = card.data.get("license")
     if license is not None and license != stated:
         card.data["license"] = license
         return str(card)
     if license is None and stated in (None, "", "unknown", "other"):
         raise HubError(
-            f"{str(path)!r} states {f'the licence {stated!r}' if stated else 'no licence'}, under which nobody may be "
-            "allowed to share the weights: if you may, name the licence with --license"
+            f"{str(path)!r} states {f'the licence {stated!r}' if stated else 'no licence'}, so sharing the weights may "
+            "not be allowed: if you are allowed to, name the licence with --license"
         )
     return text
 
 
 def _validate(card: str) -> None:
-    """Let the Hub look at a card's metadata, which else it would refuse after the upload.
-
-    Raises:
-        HubError: If it does not take them.
-    """
-    # Older clients' own method asks the Hub even where another endpoint is set.
+    """Have the Hub check a card's metadata before anything is created."""
+    # The client's own method is private, and asks huggingface.co in older releases whatever the endpoint is.
     content = {"content": card, "repoType": "model"}
     response = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=content)
     if response.status_code == 400:
-        raise HubError(f"the Hub does not take the metadata of {CARD} ({response.text[:300]}): correct them")
+        raise HubError(f"the Hub rejects the metadata of {CARD} ({one_line(response.text)}): correct them")
     response.raise_for_status()
 
 
-def _allowed_repository(repository: str, token: Token) -> str:
-    """Return the full name of a repository that the owner of the token may write to.
-
-    Raises:
-        HubError: If there is no token, or it may not.
-    """
+def _writable_repository(repository: str, token: Token) -> str:
+    """Return the full name of a repository, after checking that the token may write to its owner's repositories."""
     if not is_repository(repository) and not is_repository(f"x/{repository}"):
-        raise HubError(f"{repository!r} is no name of a repository: give owner/name")
-    try:
-        me: dict[str, Any] = patiently(lambda: HfApi(token=token).whoami())
-    except LocalTokenNotFoundError as error:
-        raise HubError("a push needs a token that may write: log in with `hf auth login`, or set HF_TOKEN") from error
+        raise HubError(f"{repository!r} is not a valid repository name: give owner/name")
+    me: dict[str, Any] = retry(lambda: HfApi(token=token).whoami())
     owner, _, name = repository.rpartition("/")
     owner = owner or me["name"]
     organizations = [one["name"] for one in me.get("orgs") or [] if one.get("roleInOrg") != "read"]
     owners = [me["name"], *organizations]
     if owner not in owners:
         raise HubError(
-            f"the token belongs to {me['name']!r}, who may not write to {owner!r}: push to {', '.join(owners)}"
+            f"the token of {me['name']!r} does not allow writing to {owner!r}: push to {', '.join(owners)}, or log in "
+            "with another token"
         )
     if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-        raise HubError(f"the token of {me['name']!r} may only read: make one that may write, and log in with it")
+        raise HubError(f"the token of {me['name']!r} is read-only: create one with write access, and log in with it")
     return f"{owner}/{name}"
 
 
 def _exists(repository: str, token: Token, private: bool | None) -> bool:
-    """Tell whether there is such a repository.
-
-    Raises:
-        HubError: If it is public and shall be private.
-    """
+    """Return whether a repository exists; refuse a public one if a private one is wanted."""
     try:
-        info = patiently(lambda: HfApi(token=token).model_info(repository))
+        info = retry(lambda: HfApi(token=token).model_info(repository))
     except RepositoryNotFoundError:
         return False
     if private and not info.private:
-        raise HubError(f"{repository!r} is there already, and public: make it private on the Hub, or push elsewhere")
+        raise HubError(f"{repository!r} exists and is public: make it private on the Hub, or push to another one")
     return True

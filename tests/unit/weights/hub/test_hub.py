@@ -24,6 +24,7 @@ from scalablevit_pl.commands import release
 from scalablevit_pl.models import ImageClassifier, build_classifier
 from scalablevit_pl.weights import hub as hub_package
 from scalablevit_pl.weights.folder import CARD, CONFIG, FILES, WEIGHTS, load_model
+from scalablevit_pl.weights.hub import cache as cache_notes
 from scalablevit_pl.weights.hub import (
     HubError,
     client,
@@ -267,13 +268,13 @@ def test_a_cache_that_another_program_has_filled(
 
 def test_a_checksum_is_computed_once(hub: HubServer, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real = download.checksum
+    real = cache_notes.checksum
 
     def counted(path: Path, git: bool = False) -> str:
         calls.append(path.name)
         return real(path, git)
 
-    monkeypatch.setattr(download, "checksum", counted)
+    monkeypatch.setattr(cache_notes, "checksum", counted)
     commit = fetch(repo).commit
     assert sorted(calls) == sorted(FILES)
     for revision in (None, commit):
@@ -323,7 +324,7 @@ def test_a_cache_that_cannot_be_written_is_read(
         raise kind(1, "no", str(path))
         yield path
 
-    monkeypatch.setattr(download, "written_aside", refused)
+    monkeypatch.setattr(cache_notes, "written_aside", refused)
     before = {path: path.stat().st_mtime_ns for path in cache(tmp_path).rglob("*")}
     for revision in (None, hub.commits(repo)[0]):
         assert same_weights(from_pretrained(repo, revision=revision), models[0])
@@ -620,7 +621,7 @@ def test_a_lasting_interruption_gets_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
     assert not [path for path in (tmp_path / "cache").rglob("*") if "incomplete" in path.name]
     for path in cache(tmp_path).glob("blobs/*"):  # nothing bad is left
-        assert download.checksum(path, git=len(path.name) == 40) == path.name
+        assert cache_notes.checksum(path, git=len(path.name) == 40) == path.name
     hub._faults.clear()
     assert files_in(pull(tmp_path / "pulled")) == files_in(models[0])
 
