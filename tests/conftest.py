@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 # Before any test imports torch or datasets: nothing may wait for a network, and two workers share two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:
-    """Leave the package's log as it was: the command lets it speak on the screen, and on nothing else."""
+    """Restore the package's log, which the command directs to the screen and nowhere else."""
     logger = logging.getLogger("scalablevit_pl")
     before = (logger.level, logger.propagate, [*logger.handlers], [*logger.filters])
     yield
@@ -22,7 +23,7 @@ def log() -> Iterator[None]:
 
 @pytest.fixture
 def hub_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Set what the Hub's client has read from the environment when it was imported."""
+    """Replace settings that the Hub's client read from the environment when it was imported."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -31,3 +32,19 @@ def hub_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def hub(hub_settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback with a few users, used by the client."""
+    from huggingface_hub import constants
+
+    with HubServer() as hub:
+        # Older clients read these even if they are given an endpoint.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.add_user("hf_ada", "ada", orgs={"lab": "write", "readers": "read"})
+        hub.add_user("hf_ada_read", "ada", role="read")
+        hub.add_user("hf_bob", "bob")
+        yield hub

@@ -181,7 +181,7 @@ class Request:
         return json.loads(self.body)
 
     def readable(self, name: str) -> Repo:
-        repo = self.hub._repos.get(name)
+        repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not (self.user and self.user.may_read(repo.namespace))):
             message = "Repository not found" if self.user else "Invalid username or password."
             raise HubError(404 if self.user else 401, message, "RepoNotFound")
@@ -251,7 +251,7 @@ def create_repo(request: Request) -> Answer:
     url = f"{request.hub.endpoint}/{name}"
     if not request.user.may_write(namespace):
         raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
-    if name in request.hub._repos:
+    if name in request.hub.repos:
         raise HubError(409, "You already created this model repo", url=url)
     request.hub.add_repo(name, private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
     return as_json({"url": url, "name": name})
@@ -377,7 +377,7 @@ def lfs_verify(request: Request, repo: str) -> Answer:
 
 @route("PUT", "/cdn/{repo}/{oid}")
 def lfs_upload(request: Request, repo: str, oid: str) -> Answer:
-    found = request.hub._repos[repo]
+    found = request.hub.repos[repo]
     if found.announced.get(oid) != len(request.body) or hashlib.sha256(request.body).hexdigest() != oid:
         raise HubError(400, "The content is not what was announced")
     found.objects[oid] = request.body
@@ -439,7 +439,7 @@ def resolve(request: Request, repo: str, revision: str, path: str) -> Answer:
 
 @route("GET", "/cdn/{repo}/{oid}")
 def lfs_download(request: Request, repo: str, oid: str) -> Answer:
-    return content(request, request.hub._repos[repo].objects[oid], {"ETag": f'"{oid}"'})
+    return content(request, request.hub.repos[repo].objects[oid], {"ETag": f'"{oid}"'})
 
 
 def content(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
@@ -565,8 +565,8 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self._users: dict[str, User] = {}
-        self._repos: dict[str, Repo] = {}
-        self._faults: list[Fault] = []
+        self.repos: dict[str, Repo] = {}
+        self.faults: list[Fault] = []
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._servers = (_Server(self), _Server(self))
@@ -592,7 +592,7 @@ class HubServer:
     def add_repo(self, repo_id: str, private: bool = False, gated: bool = False, granted: Iterable[str] = ()) -> None:
         """Add a repository with its first commit; the users `granted` may read a gated one."""
         with self._lock:
-            repo = self._repos[repo_id] = Repo(repo_id, private, gated, set(granted))
+            repo = self.repos[repo_id] = Repo(repo_id, private, gated, set(granted))
             repo.commit("main", {".gitattributes": StoredFile(GIT_ATTRIBUTES, lfs=False)}, "initial commit")
 
     def commit(
@@ -600,7 +600,7 @@ class HubServer:
     ) -> str:
         """Put files into a branch (None deletes one) and return the commit's hash."""
         with self._lock:
-            repo = self._repos[repo_id]
+            repo = self.repos[repo_id]
             changed = {
                 path: StoredFile(data, lfs=self.upload_mode == "auto" and is_lfs(path, len(data)))
                 for path, data in files.items()
@@ -609,10 +609,14 @@ class HubServer:
             kept = {path: file for path, file in repo.at(revision).files.items() if path not in files}
             return repo.commit(revision, kept | changed, message).sha
 
+    def lines(self, part: str = "") -> list[str]:
+        """Return the requests that contain a text, each as "METHOD /path?query"."""
+        return [line for method, path in self.requests if part in (line := f"{method} {path}")]
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """Return the content of all files."""
         with self._lock:
-            return {path: file.data for path, file in self._repos[repo_id].at(revision).files.items()}
+            return {path: file.data for path, file in self.repos[repo_id].at(revision).files.items()}
 
     def downloads(self, repo_id: str) -> list[str]:
         """Return the large files of a repository that have been fetched, in the order of the requests."""
@@ -623,7 +627,7 @@ class HubServer:
     def commits(self, repo_id: str, revision: str = "main") -> list[str]:
         """Return the hashes of the commits, newest first."""
         with self._lock:
-            return [commit.sha for commit in self._repos[repo_id].at(revision).history()]
+            return [commit.sha for commit in self.repos[repo_id].at(revision).history()]
 
     def fault(
         self,
@@ -646,14 +650,14 @@ class HubServer:
         """
         with self._lock:
             pattern = re.compile(match)
-            self._faults.append(Fault(kind, pattern, times, method, status, headers or {}, seconds, after))
+            self.faults.append(Fault(kind, pattern, times, method, status, headers or {}, seconds, after))
 
     def _take_note(self, method: str, path: str, headers: dict[str, str]) -> Fault | None:
         """Log a request and return the fault it is to suffer."""
         with self._lock:
             self.requests.append((method, path))
             self.headers.append(headers)
-            for fault in self._faults:
+            for fault in self.faults:
                 if fault.times > 0 and fault.method in {None, method} and fault.match.search(f"{method} {path}"):
                     fault.times -= 1
                     return fault

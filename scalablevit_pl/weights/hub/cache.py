@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from scalablevit_pl.storage import written_aside
 from scalablevit_pl.weights.hub.client import COMMIT_HASH
@@ -21,7 +20,7 @@ DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 def repository_folder(repository: str, repo_type: str = "model", cache_dir: str | Path | None = None) -> Path:
     """Return the folder of a repository in the cache."""
-    return Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=repo_type)
+    return Path(cache_dir or constants.HF_HUB_CACHE) / f"{repo_type}s--{repository.replace('/', '--')}"
 
 
 def is_commit(revision: str | None) -> bool:

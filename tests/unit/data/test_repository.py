@@ -25,7 +25,7 @@ PNG = bytes.fromhex(
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again at once."""
+    """Retry without waiting."""
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
 
 
@@ -39,7 +39,7 @@ def parquet(labels: Sequence[Any], names: Sequence[str] | None = ("cat", "dog"),
 
 
 def shards(**splits: Sequence[Any]) -> dict[str, bytes]:
-    """Store each label of a split in a file of its own, of which no two are alike."""
+    """Store each label of a split in its own file, each different from the others."""
     return {
         f"data/{split}-{number:05}-of-{len(labels):05}.parquet": parquet([label], stem=f"{split}{number}")
         for split, labels in splits.items()
@@ -48,7 +48,7 @@ def shards(**splits: Sequence[Any]) -> dict[str, bytes]:
 
 
 def add_pets(hub: HubServer, gated: bool = False) -> str:
-    """Make a repository whose labels change from row to row, as the test split's are hidden."""
+    """Create a repository with labels that differ from row to row; those of the test split are hidden."""
     hub.add_repo(PETS, gated=gated)
     return hub.commit(PETS, shards(train=[0, 1, 1, 0, 1], validation=[1, 0, 0], test=[-1] * 4))
 
@@ -59,7 +59,7 @@ def make_data(**arguments: Any) -> ClassificationDataModule:
 
 
 def run(stage: TrainerFn, **arguments: Any) -> ClassificationDataModule:
-    """Prepare and set up as the trainer does, with one object to download and another to read."""
+    """Prepare and set up as the trainer does, with one object that downloads and another that reads."""
     preparing = make_data(**arguments)
     preparing.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage), world_size=1, global_rank=0)
     preparing.prepare_data()
@@ -82,18 +82,18 @@ def labels(loader: Any) -> list[int]:
         (TrainerFn.TESTING, {"test_split": "validation"}, {"validation"}),
     ],
 )
-def test_only_the_files_of_the_splits_asked_for_are_fetched(
+def test_only_files_of_the_needed_splits_are_downloaded(
     stage: TrainerFn, arguments: dict[str, Any], splits: set[str], hub: HubServer
 ) -> None:
     add_pets(hub)
-    if "val_split" in arguments:  # labels that can be counted
+    if "val_split" in arguments:  # labels that are not hidden
         hub.commit(PETS, shards(test=[0, 0, 1, 1]))
     run(stage, **arguments)
     expected = [f"data/{split}-{number:05}-of-{SIZES[split]:05}.parquet" for split in splits for number in range(9)]
     assert sorted(hub.downloads(PETS)) == sorted(name for name in expected if name in hub.files(PETS))
 
 
-def test_rows_come_in_the_order_of_the_files(hub: HubServer) -> None:
+def test_rows_are_in_the_order_of_the_files(hub: HubServer) -> None:
     commit = add_pets(hub)
     data = run(TrainerFn.FITTING)
     assert data.commit == commit
@@ -101,7 +101,7 @@ def test_rows_come_in_the_order_of_the_files(hub: HubServer) -> None:
     assert load_splits("lab/pets", commit)["train"]["label"][:] == [0, 1, 1, 0, 1]
 
 
-def test_set_up_asks_nobody_and_takes_the_commit_that_was_prepared(hub: HubServer) -> None:
+def test_setup_sends_no_request_and_uses_the_prepared_commit(hub: HubServer) -> None:
     commit = add_pets(hub)
     run(TrainerFn.VALIDATING)
     hub.commit(PETS, shards(validation=[1, 1, 1]))
@@ -113,7 +113,7 @@ def test_set_up_asks_nobody_and_takes_the_commit_that_was_prepared(hub: HubServe
     assert run(TrainerFn.VALIDATING).commit == hub.commits(PETS)[0] != commit
 
 
-def test_a_pinned_commit_is_taken_whatever_the_branch_is_and_asked_for_once(hub: HubServer) -> None:
+def test_a_pinned_commit_ignores_the_branch_and_is_listed_once(hub: HubServer) -> None:
     commit = add_pets(hub)
     hub.commit(PETS, shards(validation=[1, 1, 1]))
     assert labels(run(TrainerFn.VALIDATING, revision=commit).val_dataloader()) == [1, 0, 0]
@@ -123,7 +123,7 @@ def test_a_pinned_commit_is_taken_whatever_the_branch_is_and_asked_for_once(hub:
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_what_is_cached_serves_without_a_network(pinned: bool, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_splits_need_no_network(pinned: bool, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     revision = add_pets(hub) if pinned else (add_pets(hub) and None)
     run(TrainerFn.VALIDATING, revision=revision)
     hub.close()
@@ -134,7 +134,7 @@ def test_what_is_cached_serves_without_a_network(pinned: bool, hub: HubServer, m
         run(TrainerFn.FITTING, revision=revision)
 
 
-def test_what_another_program_has_fetched_serves_without_a_network(
+def test_files_cached_by_another_program_need_no_network(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = add_pets(hub)
@@ -144,7 +144,7 @@ def test_what_another_program_has_fetched_serves_without_a_network(
     assert (data.commit, labels(data.val_dataloader())) == (commit, [1, 0, 0])
 
 
-def test_classes_that_no_file_declares_are_gathered_from_the_training_split(hub: HubServer) -> None:
+def test_undeclared_classes_are_those_of_the_training_split(hub: HubServer) -> None:
     hub.add_repo(PETS)
     files = {"train": ["owl", "cat", "dog"], "test": ["dog", "dog"]}
     hub.commit(PETS, {f"data/{name}-00000-of-00001.parquet": parquet(rows, None) for name, rows in files.items()})
@@ -154,7 +154,7 @@ def test_classes_that_no_file_declares_are_gathered_from_the_training_split(hub:
 
 
 @pytest.mark.parametrize("token", [None, "hf_bob"])
-def test_gated_data_says_where_to_accept_its_terms(
+def test_the_error_for_gated_data_names_the_page_with_its_terms(
     token: str | None, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_pets(hub, gated=True)
@@ -173,18 +173,18 @@ def test_gated_data_says_where_to_accept_its_terms(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"revision": "v2"}, "has no revision 'v2': give a branch"),
+        ({"revision": "v2"}, "has no revision 'v2': give an existing branch"),
         ({"revision": "0" * 40}, "has no revision '0000"),
         ({"val_split": "dev"}, "there is no split 'dev': choose among test, train, validation"),
     ],
 )
-def test_what_the_repository_does_not_have_is_said(arguments: dict[str, Any], message: str, hub: HubServer) -> None:
+def test_missing_revisions_and_splits_are_named(arguments: dict[str, Any], message: str, hub: HubServer) -> None:
     add_pets(hub)
     with pytest.raises(ValueError, match=message):
         run(TrainerFn.VALIDATING, **arguments)
 
 
-def test_a_name_that_the_hub_does_not_know_is_said_and_so_is_a_folder_that_is_not_there(hub: HubServer) -> None:
+def test_an_unknown_name_may_be_a_folder_or_a_repository(hub: HubServer) -> None:
     with pytest.raises(ValueError, match=r"no folder 'lab/pets' here; on the Hub: the Hub has no repository .*login"):
         run(TrainerFn.VALIDATING)
     hub.close()
@@ -192,13 +192,13 @@ def test_a_name_that_the_hub_does_not_know_is_said_and_so_is_a_folder_that_is_no
         run(TrainerFn.VALIDATING)
 
 
-def test_a_name_is_not_asked_for_offline() -> None:
+def test_an_uncached_name_fails_offline() -> None:
     with pytest.raises(ValueError, match=r"'nobody/nothing' is not in the cache, and HF_HUB_OFFLINE") as caught:
         load_splits("nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_without_all_of_its_files_is_refused_before_any_is_fetched(hub: HubServer) -> None:
+def test_an_incomplete_split_is_refused_before_any_download(hub: HubServer) -> None:
     add_pets(hub)
     hub.commit(PETS, {"data/validation-00001-of-00003.parquet": None})
     message = r"1 of the 3 parquet files of split 'validation' are missing, .*validation-00001-of-00003\.parquet"
@@ -208,13 +208,13 @@ def test_a_split_without_all_of_its_files_is_refused_before_any_is_fetched(hub: 
     run(TrainerFn.PREDICTING)
 
 
-def test_a_folder_without_all_files_of_a_split_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_an_incomplete_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00002.parquet").write_bytes(parquet([0]))
     with pytest.raises(ValueError, match=r"1 of the 2 parquet files of split 'train' .*train-00001-of-00002"):
         load_splits(str(tmp_path))
 
 
-def test_other_repositories_are_left_to_datasets(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repositories_in_another_layout_are_loaded_by_datasets(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo(PETS)
     commit = hub.commit(PETS, {"a.csv": b"label\ncat\n"})
     asked: list[tuple[str, str]] = []
@@ -234,6 +234,6 @@ def test_other_repositories_are_left_to_datasets(hub: HubServer, monkeypatch: py
         (["a.csv"], {}),
     ],
 )
-def test_files_are_taken_where_their_names_say_all(names: list[str], splits: dict[str, int]) -> None:
+def test_files_are_grouped_if_all_names_have_a_split(names: list[str], splits: dict[str, int]) -> None:
     assert {split: len(files) for split, files in group_shards(names).items()} == splits
     assert all(files == sorted(files) for files in group_shards(names).values())

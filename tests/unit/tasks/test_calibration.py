@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from scalablevit_pl.tasks.metrics.calibration import CalibrationError
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
+from scalablevit_pl.tasks.metrics.calibration import CalibrationError
 from unit.tasks.test_classification import calibration_error
 
 

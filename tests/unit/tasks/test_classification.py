@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from scalablevit_pl.tasks.metrics.averages import SampleAverages
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scalablevit_pl.optim import WarmupCosineSchedule
 from scalablevit_pl.tasks import ClassificationTask
+from scalablevit_pl.tasks.metrics.averages import SampleAverages
 
 Samples = list[dict[str, Any]]
 MakeTrainer = Callable[..., pl.Trainer]
