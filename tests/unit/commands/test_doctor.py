@@ -241,7 +241,7 @@ def test_a_hub_that_gives_nothing_is_a_finding(
         raise error()
 
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(hub, "patiently", lambda call: call())
+    monkeypatch.setattr(hub, "retry", lambda call: call())
     (finding,), listing = hub.check_repository("ILSVRC/imagenet-1k", None)
     assert (finding.status, listing) == ("FAIL", None)
     assert said in str(finding).lower()
@@ -250,7 +250,7 @@ def test_a_hub_that_gives_nothing_is_a_finding(
 def test_terms_that_are_not_accepted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     info = SimpleNamespace(sha="1" * 40, gated="manual", private=False, siblings=[])
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: info)
-    monkeypatch.setattr(hub, "patiently", lambda call: call())
+    monkeypatch.setattr(hub, "retry", lambda call: call())
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise GatedRepoError("gated", response=answer(403))

@@ -134,9 +134,7 @@ def test_cached_splits_need_no_network(pinned: bool, hub: HubServer, monkeypatch
         run(TrainerFn.FITTING, revision=revision)
 
 
-def test_files_cached_by_another_program_need_no_network(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_cached_by_another_program_need_no_network(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = add_pets(hub)
     snapshot_download("lab/pets", repo_type="dataset", allow_patterns="data/v*", cache_dir=constants.HF_HUB_CACHE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
