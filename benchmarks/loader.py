@@ -80,7 +80,7 @@ def make_loaders(folder: Path, workers: int) -> dict[str, Callable[[], Any]]:
     if workers == 0:
         data = ours["parquet"]
         loaders["ours, parquet, normalized on the CPU"] = lambda: (
-            data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()
+            data.finish(batch, training=True) for batch in data.train_dataloader()
         )
     return loaders
 

@@ -7,7 +7,7 @@ import inspect
 import re
 import traceback
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -166,13 +166,31 @@ def _parameters(class_path: str) -> list[str]:
     """List the arguments of a class or function, and as `argument.field` the fields of those that are dataclasses."""
     module, _, name = class_path.rpartition(".")
     called = getattr(importlib.import_module(module), name)
-    parameters = list(inspect.signature(called).parameters)
-    hints = typing.get_type_hints(getattr(called, "__init__") if isinstance(called, type) else called)  # noqa: B009
+    functions = _constructors(called) if isinstance(called, type) else [called]
+    parameters = [
+        parameter
+        for function in functions
+        for parameter in inspect.signature(function).parameters
+        if parameter != "self"
+    ]
+    hints = {name: kind for function in functions for name, kind in typing.get_type_hints(function).items()}
     for parameter in list(parameters):
         for kind in (hints.get(parameter), *typing.get_args(hints.get(parameter))):
             if dataclasses.is_dataclass(kind):
                 parameters += [f"{parameter}.{field.name}" for field in dataclasses.fields(kind)]
     return parameters
+
+
+def _constructors(cls: type) -> list[Callable[..., None]]:
+    """Return a class's constructor and, as long as each forwards `**kwargs`, those of its parents."""
+    constructors: list[Callable[..., None]] = []
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            constructors.append(vars(owner)["__init__"])
+            kinds = {parameter.kind for parameter in inspect.signature(constructors[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return constructors
 
 
 def _nearest(name: str, known: Iterable[str], keys: list[str]) -> str:

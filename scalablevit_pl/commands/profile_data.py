@@ -102,9 +102,7 @@ def _load(datamodule: Any, workers: int) -> ClassificationDataModule:
             f"only the loaders of a ClassificationDataModule can be measured, got {type(datamodule).__name__}: set "
             "--data to one"
         )
-    datamodule.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]  # which splits
-    datamodule.prepare_data()
-    datamodule.trainer = None
+    datamodule.prepare("fit")
     datamodule.num_workers = workers  # a stream distributes its files over them
     datamodule.setup("fit")
     return datamodule

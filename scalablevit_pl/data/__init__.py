@@ -4,15 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalablevit_pl.data.base import BaseDataModule
     from scalablevit_pl.data.classification import ClassificationDataModule
     from scalablevit_pl.data.transforms import Augmentation
     from scalablevit_pl.preprocessing import Preprocessing
 
-__all__ = ["Augmentation", "ClassificationDataModule", "Preprocessing"]
+__all__ = ["Augmentation", "BaseDataModule", "ClassificationDataModule", "Preprocessing"]
 
-# Imported when first used: reading ImageNet's class names, say, must not import Lightning.
+# Imported on first use: reading ImageNet's class names, for example, must not import Lightning.
 _HOMES = {
     "Augmentation": "data.transforms",
+    "BaseDataModule": "data.base",
     "ClassificationDataModule": "data.classification",
     "Preprocessing": "preprocessing",
 }

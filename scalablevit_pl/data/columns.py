@@ -4,17 +4,17 @@ from collections.abc import Iterable
 
 import datasets
 
-from scalablevit_pl.data.source import select_split
+from scalablevit_pl.data.splits import select_split
 
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named image column, of type Image or of encoded bytes, or the only one of type Image.
+    """Return the named image column, of type Image or encoded bytes; the only one of type Image; or else `image`.
 
     Raises:
         ValueError: If there is no such column, or more than one, or it holds something else.
     """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = _only(images, named, features, "image")
+    column = _only(["image"] if "image" in images else images, named, features, "image")
     if column not in images and getattr(features[column], "dtype", None) not in ("binary", "large_binary"):
         raise ValueError(
             f"the column {column!r} holds {features[column]} and no images: name another one with --data.image_column"

@@ -1,13 +1,13 @@
 """Images as samples: the rows of a data set, or plain files."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -15,171 +15,222 @@ from torch.utils.data import Dataset, default_collate
 from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 from scalablevit_pl.randomness import preserved, seed_generators
+from scalablevit_pl.text import one_line
 
+Row = Mapping[str, Any]
+Sample = dict[str, Any]
 Transform = Callable[[Image.Image], Tensor]
+JointTransform = Callable[[Image.Image, Any], Sample]
 
 
-class DatasetImages(Dataset[dict[str, Any]]):
-    """Decoded and transformed images of one split.
+def no_target(row: Row) -> None:
+    """Return None, the target of an image that has none, as in prediction."""
+
+
+class Targets(NamedTuple):
+    """How the target of an image is read from its row.
+
+    Attributes:
+        columns: Columns to read.
+        read: Returns the target, given the stored values of these columns. An image among them arrives as its encoded
+            bytes or its path, never decoded. Called in the loader processes.
+    """
+
+    columns: Sequence[str] = ()
+    read: Callable[[Row], Any] = no_target
+
+
+NO_TARGETS = Targets()
+
+
+class StoredImage(NamedTuple):
+    """An image as it is stored.
+
+    Attributes:
+        source: Encoded bytes, or the path of a file.
+        path: The path that the row states, or "".
+        name: The image's name in an error message.
+    """
+
+    source: bytes | str
+    path: str
+    name: str
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        return self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Turns a stored row into a sample: decodes the image, reads the target, seeds and applies the transform.
+
+    Attributes:
+        split: Name of the split, for error messages.
+        image_column: Name of the image column.
+        transform: Joint transform from an RGB image and its target to a sample, which holds `image (3, H, W)`.
+        targets: How targets are read; by default there are none.
+        root: The data set's folder. Files that rows name must lie in it; None allows no files.
+        seed: Seed of the transform's random numbers.
+    """
+
+    split: str
+    image_column: str
+    transform: JointTransform
+    targets: Targets = NO_TARGETS
+    root: Path | None = None
+    seed: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a row must hold."""
+        return list(dict.fromkeys([self.image_column, *self.targets.columns]))
+
+    def read(self, index: int, row: Row, draw: Draw | None = None) -> Sample:
+        """Return the transform's sample with `index` and `path` (empty if unknown).
+
+        Args:
+            index: Number of the row in its split.
+            row: Stored values.
+            draw: For training: seeds the transform by (seed, epoch, row, repeat).
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded; it names the file, or the split and row.
+        """
+        stored = self.stored_image(index, row)
+        image, target = decode_image(stored.source, stored.name), self.target(index, row)
+        if draw is not None:
+            seed_generators(self.seed, draw.epoch, index, draw.repeat)
+        return self.transform(image, target) | {"index": index, "path": stored.path}
+
+    def stored_image(self, index: int, row: Row) -> StoredImage:
+        """Return the image of a row as it is stored.
+
+        Raises:
+            UnreadableImageError: If the row names a file outside the data set.
+        """
+        return self._stored(index, row[self.image_column] or {})
+
+    def target(self, index: int, row: Row) -> Any:
+        """Return the target of a row.
+
+        Raises:
+            UnreadableImageError: If the row names a file outside the data set.
+        """
+        stored = {name: row[name] for name in self.targets.columns}
+        for name, value in stored.items():
+            if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+                stored[name] = self._stored(index, value).source
+        return self.targets.read(stored)
+
+    def _stored(self, index: int, value: Mapping[str, Any] | bytes) -> StoredImage:
+        value = {"bytes": value} if isinstance(value, bytes) else value
+        path, content, name = value.get("path") or "", value.get("bytes"), f"row {index} of split {self.split!r}"
+        if content is not None or not path:
+            return StoredImage(content or b"", path, name)
+        # Links inside the folder belong to its owner and are not resolved. A path that leaves it comes from the data.
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100
+        if self.root is None or not absolute.is_relative_to(os.path.abspath(self.root)):  # noqa: PTH100
+            raise UnreadableImageError(f"{name} names {path!r} outside the data set")
+        return StoredImage(path, path, path)
+
+
+class SplitImages(Dataset[Sample]):
+    """Decoded and transformed images of one split, or of a part of it.
 
     Args:
-        rows: The split; its images are decoded here, not by `datasets`.
-        image_column: Name of the image column.
-        split: Name of the split, for errors.
-        transform: From an RGB image to a tensor `(3, H, W)`.
-        draw_patch: Called after the transform of a sample that is asked for by a `Draw`; gives its `patch`.
-        labels: Class index of each row of the split; without them samples have no `label`.
-        indices: The rows that are meant; all by default.
-        root: The data set's folder; files that rows name have to lie in it.
-        seed: Seed of the transform's random numbers, for samples that are asked for by a `Draw`.
-        max_unreadable: Different images that may be unreadable; with 0 the first one raises.
-        replace: Whether an unreadable image is replaced by the next readable one, as in training. Else a filler stands
-            in its place, which nothing counts.
+        rows: The split. Images are decoded here, not by `datasets`.
+        reader: Turns rows into samples.
+        indices: Rows to use; by default all.
+        attempts: Images tried for a sample, the wanted one first. With 1, an unreadable image raises an error.
     """
 
     def __init__(
-        self,
-        rows: datasets.Dataset,
-        image_column: str,
-        split: str,
-        transform: Transform,
-        labels: Sequence[int] | None = None,
-        indices: Sequence[int] | None = None,
-        root: Path | None = None,
-        seed: int = 0,
-        max_unreadable: int = 0,
-        replace: bool = False,
-        draw_patch: Callable[[], Tensor] | None = None,
+        self, rows: datasets.Dataset, reader: SampleReader, indices: Sequence[int] | None = None, attempts: int = 1
     ) -> None:
-        self.rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-        self._tables = self.rows.with_format("arrow")  # a row of which costs less than one in Python's types
-        self.image_column = image_column
-        self.split = split
-        self.transform = transform
-        self.draw_patch = draw_patch
-        # Arrays, since each look at an integer of a list writes to its memory, which loader processes then copy.
-        self.labels = None if labels is None else np.asarray(labels)
+        # A row in Arrow's format costs less than one in Python's types.
+        self.rows = rows.select_columns(reader.columns).with_format("arrow")
+        self.reader = reader
+        # An array: reading an integer of a list writes to its memory, which loader processes would then copy.
         self.indices = range(len(rows)) if indices is None else np.asarray(indices)
-        self.max_unreadable = max_unreadable
-        self.replace = replace
-        self.root = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100  links stay links
-        self.seed = seed
+        self.attempts = attempts
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return self.reader.split
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int | Draw) -> dict[str, Any]:
-        """Return `image (3, H, W)`, `index` (the row), `path` (empty if there is none) and, where known, `label`.
+    def __getitem__(self, item: int | Draw) -> Sample:
+        """Return a sample with `index` (its row in the split) and `path`.
 
-        Where unreadable images are allowed, `unreadable` names those that were met, one a line. A sample of a draw has
-        `patch (5,)` where there is random erasing.
+        If more than one image may be tried, `unreadable` lists the unreadable ones, one a line. The next readable image
+        replaces an unreadable one in training. In evaluation it becomes a filler with a negative `index`.
 
         Args:
-            item: A position, or a draw of a training epoch, of which the transform's random numbers are a function. A
-                negative position gives a filler: the first sample, with a negative `index`.
+            item: A position; or the draw of a training epoch, which determines the transform's random numbers. A
+                negative position gives a filler: the first sample with this `index`.
 
         Raises:
-            UnreadableImageError: If more images than allowed cannot be decoded; it names the file, or split and row.
+            UnreadableImageError: If no image could be decoded; it names the file, or the split and row.
         """
         return self.__getitems__([item])[0]
 
-    def __getitems__(self, items: Sequence[int | Draw]) -> list[dict[str, Any]]:
-        """Return the samples of a batch, as `__getitem__` does; loaders ask for whole batches."""
+    def __getitems__(self, items: Sequence[int | Draw]) -> list[Sample]:
+        """Return the samples of a batch as `__getitem__` does; loaders ask for whole batches."""
         with preserved():
-            return [self._readable(item) for item in items]
+            return [self._read(item) for item in items]
 
-    def _readable(self, item: int | Draw) -> dict[str, Any]:
-        if self.max_unreadable == 0:
-            return self._sample(item)
-        try:
-            return self._sample(item) | {"unreadable": ""}
-        except UnreadableImageError as error:
-            return self._stand_in(item, error)
-
-    def _sample(self, item: int | Draw) -> dict[str, Any]:
-        if isinstance(item, Draw):
-            index = int(self.indices[item.position])
-            image, path = self._decode(index)
-            seed_generators(self.seed, item.epoch, index, item.repeat)
-            sample = {"image": self.transform(image), "index": index, "path": path}
-            if self.draw_patch is not None:
-                sample["patch"] = self.draw_patch()
-        else:
-            index = int(self.indices[max(item, 0)])
-            image, path = self._decode(index)
-            sample = {"image": self.transform(image), "index": index if item >= 0 else item, "path": path}
-        return self._labelled(sample, index)
-
-    def _labelled(self, sample: dict[str, Any], index: int) -> dict[str, Any]:
-        return sample if self.labels is None else sample | {"label": int(self.labels[index])}
-
-    def _decode(self, index: int) -> tuple[Image.Image, str]:
-        """Return a row's image and path.
-
-        Raises:
-            UnreadableImageError: If it cannot be decoded.
-        """
-        source, path = self.stored(index)
-        return decode_image(source, path if source == path else f"row {index} of split {self.split!r}"), path
-
-    def stored(self, index: int) -> tuple[bytes | str, str]:
-        """Return what a row stores of its image, encoded bytes or the path of a file, and the path it names or "".
-
-        Raises:
-            UnreadableImageError: If it names a file outside the data set.
-        """
-        stored = self._tables[index][self.image_column][0].as_py() or {}
-        path, content = stored.get("path") or "", stored.get("bytes")
-        if content is not None or not path:
-            return content or b"", path
-        # Links inside the folder are its owner's, and not resolved; a path out of it is the data's doing.
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100
-        if self.root is None or not absolute.is_relative_to(self.root):
-            raise UnreadableImageError(f"row {index} of split {self.split!r} names {path!r} outside the data set")
-        return path, path
-
-    def _stand_in(self, item: int | Draw, error: UnreadableImageError) -> dict[str, Any]:
-        """Return what is taken in the place of an unreadable image.
-
-        Raises:
-            UnreadableImageError: If more images in a row are unreadable than may be.
-        """
-        lines = [one_line(error)]
-        position = item.position if isinstance(item, Draw) else max(item, 0)
-        if not self.replace:
-            zeros = torch.zeros_like(self.transform(Image.new("RGB", (1, 1))))
-            filler = {"image": zeros, "index": FILLER, "path": "", "unreadable": lines[0]}
-            return self._labelled(filler, int(self.indices[position]))
-        for offset in range(1, min(self.max_unreadable + 1, len(self))):
-            following = (position + offset) % len(self)
+    def _read(self, item: int | Draw) -> Sample:
+        draw, position = (item, item.position) if isinstance(item, Draw) else (None, item)
+        errors: list[UnreadableImageError] = []
+        for offset in range(min(self.attempts, len(self))):
+            index = int(self.indices[(max(position, 0) + offset) % len(self)])
             try:
-                sample = self._sample(item._replace(position=following) if isinstance(item, Draw) else following)
-            except UnreadableImageError as another:
-                lines.append(one_line(another))
+                sample = self.reader.read(index, self.row(index), draw)
+            except UnreadableImageError as error:
+                errors.append(error)
             else:
-                return sample | {"unreadable": "\n".join(lines)}
-        raise error
+                return self._marked(sample, position, errors, training=draw is not None)
+        raise errors[0]
+
+    def _marked(self, sample: Sample, position: int, errors: list[UnreadableImageError], training: bool) -> Sample:
+        """Mark a filler, and list unreadable images where they are tolerated."""
+        if not training:
+            errors = errors[:1] if position >= 0 else []  # the others are counted at their own positions
+        if errors and not training:
+            sample["index"] = FILLER
+        elif position < 0:
+            sample["index"] = position
+        lines = "\n".join(one_line(error, None) for error in errors)
+        return sample | ({"unreadable": lines} if self.attempts > 1 else {})
+
+    def row(self, index: int) -> Row:
+        """Return the stored values of a row of the split."""
+        table = self.rows[index]
+        return {name: table[name][0].as_py() for name in table.column_names}
+
+    def stored_rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the index and the stored values of each row."""
+        return ((int(index), self.row(int(index))) for index in self.indices)
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put samples together to a batch; its images `(B, 3, H, W)` lie in memory as those of the samples do."""
-    # Copied as they lie, channels last: laying them out anew byte by byte is the slower part, and a GPU's business.
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Stack samples of one image size to a batch. Its images `(B, 3, H, W)` keep the memory layout of the samples."""
+    # Copied as they lie, channels last: rearranging bytes is the slower part, and a GPU does it faster.
     images: Tensor = default_collate([sample["image"].permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
     others: dict[str, Any] = default_collate([_without_image(sample) for sample in samples])
     return {"image": images} | others
 
 
-def _without_image(sample: dict[str, Any]) -> dict[str, Any]:
+def _without_image(sample: Sample) -> Sample:
     return {key: value for key, value in sample.items() if key != "image"}
 
 
-def one_line(error: UnreadableImageError) -> str:
-    """Return an error's sentence without line ends."""
-    return " ".join(str(error).split())
-
-
-class ImageFiles(Dataset[dict[str, Any]]):
-    """Image files without labels, for prediction.
+class ImageFiles(Dataset[Sample]):
+    """Image files without targets, for prediction.
 
     Args:
         paths: The files.
@@ -193,7 +244,7 @@ class ImageFiles(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         """Return `image (3, H, W)`, `index` and `path`.
 
         Raises:

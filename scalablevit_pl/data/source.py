@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,18 +11,14 @@ import pyarrow
 import pyarrow.parquet
 
 from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
+from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
 from scalablevit_pl.weights.hub.client import HubError
 
 SAMPLES = Path(__file__).parent / "samples"
-# Folder names that mean a split; every other folder is a class.
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 
 Wanted = Callable[[Collection[str]], Collection[str]]
+FolderReader = Callable[[Path], datasets.DatasetDict]
 Result = TypeVar("Result")
 
 
@@ -49,7 +45,9 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
     return noted or _on_hub(dataset, lambda: find_commit(dataset, revision))
 
 
-def load_splits(dataset: str, commit: str | None = None, wanted: Wanted = list) -> datasets.DatasetDict:
+def load_splits(
+    dataset: str, commit: str | None = None, wanted: Wanted = list, read_folder: FolderReader | None = None
+) -> datasets.DatasetDict:
     """Load splits of a data set, undecoded; from the Hub come only the files of those that are wanted.
 
     Args:
@@ -57,6 +55,7 @@ def load_splits(dataset: str, commit: str | None = None, wanted: Wanted = list) 
             the name of a sample in this package, or a data set's id on the Hub.
         commit: Which one of those on the Hub, as `find_revision` says; by default the newest.
         wanted: Chooses by the names of the splits there are; by default all.
+        read_folder: Loads a local folder without parquet files; by default one with a folder per class.
 
     Raises:
         ValueError: If the folder is empty or mixes both layouts, a file is missing or damaged, there is no such split,
@@ -71,7 +70,7 @@ def load_splits(dataset: str, commit: str | None = None, wanted: Wanted = list) 
         folder = _on_hub(dataset, lambda: fetch_shards(dataset, commit, names))
         files = {split: [folder / name for name in shards[split]] for split in shards}
     else:
-        loaded = _load_otherwise(dataset, commit) if folder is None else load_class_folders(folder)
+        loaded = _load_otherwise(dataset, commit) if folder is None else (read_folder or load_class_folders)(folder)
         return datasets.DatasetDict({split: loaded[split] for split in _choose(loaded, wanted)})
     return _load_parquet(folder, {split: files[split] for split in _choose(files, wanted)})
 
@@ -259,30 +258,3 @@ def images_below(folder: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-
-
-def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
-    """Return the split of that name.
-
-    Raises:
-        ValueError: If there is none; it names those there are.
-    """
-    if split not in splits:
-        raise ValueError(f"there is no split {split!r}: choose among {', '.join(splits)}")
-    return splits[split]
-
-
-def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    """Compare the numbers of images of splits with those they must have; other splits are not looked at.
-
-    Raises:
-        ValueError: If one has another number.
-    """
-    for split, count in counts.items():
-        same = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
-        for name, size in sizes.items():
-            if name in same and count != size:
-                raise ValueError(
-                    f"split {split!r} has {count} images and not {size} as --data.split_sizes says: complete the "
-                    "data, or set --data.split_sizes null for other data"
-                )

@@ -10,84 +10,66 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.parquet
-import torch
 from huggingface_hub import HfFileSystem
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from scalablevit_pl.data.images import Transform, collate, one_line
-from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
-from scalablevit_pl.randomness import preserved, run_seed, seed_generators
+from scalablevit_pl.data.images import Row, Sample, SampleReader
+from scalablevit_pl.data.samplers import Draw
+from scalablevit_pl.preprocessing import UnreadableImageError
+from scalablevit_pl.randomness import preserved
+from scalablevit_pl.text import one_line
 
 ROWS_AT_ONCE = 64
 
 
-class TrainingStream(IterableDataset[dict[str, Any]]):
-    """Images of parquet files, which are shared out over processes and their workers anew in each epoch.
+class TrainingStream(IterableDataset[Sample]):
+    """Images of parquet files, which are distributed anew over processes and their workers in each epoch.
 
-    Each worker gives as many whole batches as every worker can fill in any epoch, so that all processes make equally
-    many; the rows that a longer file has beyond that are left out of the epoch. The order is a function of seed and
-    epoch, the augmentation of seed, epoch and row. An interrupted epoch is not gone on with: a resumed run begins the
-    epoch's stream from its start.
+    Each worker yields as many whole batches as every worker can fill in any epoch, so all processes yield the same
+    number. Surplus rows of longer files are left out of the epoch. The order is a function of (seed, epoch), the
+    augmentation of (seed, epoch, row). A run that resumes within an epoch restarts the epoch's stream.
 
     Args:
-        files: Addresses of the files, in their order.
-        image_column: Name of the image column.
-        label_column: Name of the column with class indices.
-        names: The classes, which all files have to declare.
-        split: Name of the split, for errors.
-        transform: From an RGB image to a tensor `(3, H, W)`.
+        files: Addresses of the files, in order.
+        features: Features that the files must declare for the columns of targets.
+        reader: Turns rows into samples.
         batch_size: Samples of a batch.
         workers: Loader processes of each process; 0 for none.
         processes: Number of processes.
         rank: This process.
         buffer: Images among which the next one is drawn.
-        max_unreadable: Images in a row that may be unreadable, in whose place the next readable one is taken; with 0
-            the first one raises.
-        draw_patch: Called after the transform of a sample; gives its `patch`.
+        max_unreadable: Consecutive unreadable images that are replaced by the next readable one; with 0 the first
+            raises an error.
 
     Attributes:
         rows: Number of images of the split.
-        epoch: Which order is meant.
+        epoch: The epoch whose order is used.
 
     Raises:
-        ValueError: If the files cannot be shared out evenly, hold too few rows or declare other classes.
+        ValueError: If the files cannot be distributed evenly, hold too few rows or declare other targets.
     """
 
     def __init__(
         self,
         files: Sequence[str],
-        image_column: str,
-        label_column: str,
-        names: Sequence[str],
-        split: str,
-        transform: Transform,
+        features: datasets.Features,
+        reader: SampleReader,
+        *,
         batch_size: int,
         workers: int,
         processes: int = 1,
         rank: int = 0,
         buffer: int = 1000,
         max_unreadable: int = 0,
-        draw_patch: Callable[[], Tensor] | None = None,
     ) -> None:
         readers = processes * max(workers, 1)
         if len(files) % readers:
             raise ValueError(
-                f"the {len(files)} parquet files of split {split!r} cannot be shared out evenly over {processes} "
-                f"process(es) × {max(workers, 1)} worker(s): choose --data.num_workers and --trainer.devices so that "
-                f"their product divides {len(files)}, or set --data.streaming false"
+                f"the {len(files)} parquet files of split {reader.split!r} cannot be distributed evenly over "
+                f"{processes} process(es) × {max(workers, 1)} worker(s): choose --data.num_workers and "
+                f"--trainer.devices so that their product divides {len(files)}, or set --data.streaming false"
             )
-        with ThreadPoolExecutor(16) as pool:
-            described = list(pool.map(_describe, files))
-        rows = [number for number, _ in described]
-        for file, (_, features) in zip(files, described, strict=True):
-            label = features.get(label_column)
-            if not isinstance(label, datasets.ClassLabel) or label.names != list(names):
-                raise ValueError(
-                    f"{file!r} declares other classes in the column {label_column!r} than the split that is validated "
-                    "on, or none: use files of one data set, or set --data.streaming false"
-                )
+        rows = _check_files(files, {name: features[name] for name in reader.targets.columns})
         batches = min(rows) * (len(files) // readers) // batch_size
         if batches == 0:
             raise ValueError(
@@ -97,38 +79,31 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
         self.rows = sum(rows)
         self.files = list(files)
         self.starts = np.cumsum([0, *rows[:-1]]).tolist()
-        self.image_column = image_column
-        self.label_column = label_column
-        self.split = split
-        self.transform = transform
+        self.reader = reader
         self.samples = batches * batch_size
         self.workers = max(workers, 1)
         self.readers = readers
         self.rank = rank
         self.buffer = buffer
         self.max_unreadable = max_unreadable
-        self.draw_patch = draw_patch
-        self.seed = run_seed()
         self.epoch = 0
 
     def __len__(self) -> int:
         """Return the samples of an epoch on this process."""
         return self.samples * self.workers
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield `image (3, H, W)`, `index` (the row of the split), `path`, `label` and, with random erasing, `patch`.
-
-        Where unreadable images are allowed, `unreadable` names those that were met on the way to it, one a line.
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield samples as `SplitImages` does for the draws of an epoch.
 
         Raises:
-            UnreadableImageError: If more images than allowed cannot be decoded; it names split and row.
+            UnreadableImageError: If more images than allowed cannot be decoded; it names the split and row.
         """
         worker = get_worker_info()
-        reader = self.rank * self.workers + (0 if worker is None else worker.id)
-        order = np.random.RandomState([self.seed, self.epoch]).permutation(len(self.files))
-        numbers = order[reader :: self.readers].tolist()
-        # Once more from the beginning where unreadable images leave too few.
-        passes = (self._mixed(numbers, [self.seed, self.epoch, reader, again]) for again in count())
+        number = self.rank * self.workers + (0 if worker is None else worker.id)
+        order = np.random.RandomState([self.reader.seed, self.epoch]).permutation(len(self.files))
+        files = order[number :: self.readers].tolist()
+        # Read again from the start if unreadable images leave too few.
+        passes = (self._shuffled(files, [self.reader.seed, self.epoch, number, again]) for again in count())
         rows, unreadable = chain.from_iterable(passes), list[str]()
         for _ in range(self.samples):
             sample = None
@@ -137,26 +112,22 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
                 try:
                     sample = self._sample(index, row)
                 except UnreadableImageError as error:
-                    unreadable.append(one_line(error))
+                    unreadable.append(one_line(error, None))
                     if len(unreadable) > self.max_unreadable:
                         raise
             yield sample | ({"unreadable": "\n".join(unreadable)} if self.max_unreadable else {})
             unreadable.clear()
 
-    def _sample(self, index: int, row: dict[str, Any]) -> dict[str, Any]:
-        stored = row[self.image_column] or {}
-        stored = stored if isinstance(stored, dict) else {"bytes": stored}
-        image = decode_image(stored.get("bytes") or b"", f"row {index} of split {self.split!r}")
-        with preserved() if get_worker_info() is None else nullcontext():  # in a loader process nobody else draws
-            seed_generators(self.seed, self.epoch, index, 0)
-            drawn = {"image": self.transform(image)} | ({} if self.draw_patch is None else {"patch": self.draw_patch()})
-        return drawn | {"index": index, "path": stored.get("path") or "", "label": row[self.label_column]}
+    def _sample(self, index: int, row: Row) -> Sample:
+        # A loader process has no other use for the global generators, so that they need not be restored.
+        with preserved() if get_worker_info() is None else nullcontext():
+            return self.reader.read(index, row, Draw(self.epoch, index, 0))
 
-    def _mixed(self, numbers: list[int], seed: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _shuffled(self, files: list[int], seed: list[int]) -> Iterator[tuple[int, Row]]:
         """Yield rows and their indices, each drawn from a buffer."""
         random = np.random.RandomState(seed)
-        waiting: list[tuple[int, dict[str, Any]]] = []
-        for item in self._rows(numbers):
+        waiting: list[tuple[int, Row]] = []
+        for item in self.stored_rows(files):
             if len(waiting) < self.buffer:
                 waiting.append(item)
                 continue
@@ -165,20 +136,39 @@ class TrainingStream(IterableDataset[dict[str, Any]]):
             waiting[place] = item
         yield from (waiting[place] for place in random.permutation(len(waiting)))
 
-    def _rows(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number in numbers:
+    def stored_rows(self, files: Sequence[int] | None = None) -> Iterator[tuple[int, Row]]:
+        """Yield the index in the split and the stored values of each row of some files, by default of all."""
+        for number in range(len(self.files)) if files is None else files:
             with _open(self.files[number]) as file:
                 table = pyarrow.parquet.ParquetFile(file)
                 index = self.starts[number]
-                for batch in table.iter_batches(ROWS_AT_ONCE, columns=[self.image_column, self.label_column]):
+                for batch in table.iter_batches(ROWS_AT_ONCE, columns=self.reader.columns):
                     for row in batch.to_pylist():
                         yield index, row
                         index += 1
 
 
 def _open(address: str) -> Any:
-    """Open a file that lies here, or on the Hub."""
+    """Open a file on this machine or on the Hub."""
     return HfFileSystem().open(address) if address.startswith("hf://") else Path(address).open("rb")
+
+
+def _check_files(files: Sequence[str], expected: dict[str, Any]) -> list[int]:
+    """Return the number of rows of each file.
+
+    Raises:
+        ValueError: If a file declares other features than expected.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        described = list(pool.map(_describe, files))
+    for file, (_, features) in zip(files, described, strict=True):
+        for column, feature in expected.items():
+            if features.get(column) != feature:
+                raise ValueError(
+                    f"{file!r} declares other values in the column {column!r} than the validation split, or none: use "
+                    "files of one data set, or set --data.streaming false"
+                )
+    return [rows for rows, _ in described]
 
 
 def _describe(address: str) -> tuple[int, datasets.Features]:
@@ -188,30 +178,17 @@ def _describe(address: str) -> tuple[int, datasets.Features]:
         return table.metadata.num_rows, datasets.Features.from_arrow_schema(table.schema_arrow)
 
 
-class StreamLoader(DataLoader[dict[str, Any]]):
-    """Loads a stream in the order of the epoch in which it is begun.
+class StreamLoader(DataLoader[Sample]):
+    """Loads a stream in the order of the epoch in which the iteration starts.
 
     Args:
         stream: The samples.
-        batch_size: Samples of a batch.
-        workers: Loader processes.
-        epoch: Says which epoch it is.
-        timeout: Seconds to wait for a batch of the loader processes.
+        epoch: Returns the current epoch.
+        **options: Arguments of `DataLoader`.
     """
 
-    def __init__(
-        self, stream: TrainingStream, batch_size: int, workers: int, epoch: Callable[[], int], timeout: float = 0.0
-    ) -> None:
-        super().__init__(
-            stream,
-            batch_size=batch_size,
-            num_workers=workers,
-            drop_last=True,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=spare_worker,
-            timeout=timeout if workers > 0 else 0.0,
-        )
+    def __init__(self, stream: TrainingStream, epoch: Callable[[], int], **options: Any) -> None:
+        super().__init__(stream, **options)
         self.stream = stream
         self.current_epoch = epoch
 

@@ -181,6 +181,26 @@ def erase(images: Tensor, patches: Tensor) -> None:
             image[:, top : top + height, left : left + width] = noise
 
 
+@dataclass(frozen=True)
+class LabelledTransform:
+    """From an image and its label to a sample with `image`, `label` if there is one, and `patch (5,)` if it is drawn.
+
+    Attributes:
+        pixels: From an RGB image to bytes.
+        draw_patch: Called after it.
+    """
+
+    pixels: Callable[[Image.Image], Tensor]
+    draw_patch: PatchDraw | None = None
+
+    def __call__(self, image: Image.Image, label: int | None) -> dict[str, Any]:
+        """Return the sample of an RGB image."""
+        sample: dict[str, Any] = {"image": self.pixels(image)}
+        if self.draw_patch is not None:
+            sample["patch"] = self.draw_patch()
+        return sample if label is None else sample | {"label": label}
+
+
 class BatchMix:
     """Mixup or cutmix with one draw per batch, for batches of any size.
 

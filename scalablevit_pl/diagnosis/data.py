@@ -4,11 +4,11 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from scalablevit_pl.data.images import SplitImages
 from scalablevit_pl.diagnosis.finding import Finding, listed
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 
@@ -46,11 +46,6 @@ def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> F
     return Finding("ok", what, f"{spread} images of each of the {len(names):,} classes")
 
 
-def labels_of(rows: Any) -> list[int]:
-    """Return the class index of each image of a part."""
-    return [rows.labels[index] for index in rows.indices]
-
-
 @dataclass
 class Sample:
     """What some images of a part are like.
@@ -66,22 +61,19 @@ class Sample:
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-def look_at_images(rows: Any, count: int) -> Sample:
+def look_at_images(images: SplitImages, count: int) -> Sample:
     """Decode some images, spread evenly over a part.
 
     Args:
-        rows: The part, with `rows`, `image_column`, `split` and `indices` as `DatasetImages` has them.
+        images: The part.
         count: How many at most.
     """
     sample = Sample()
-    for position in spread(len(rows.indices), count):
-        index = rows.indices[position]
-        stored = rows.rows[index][rows.image_column] or {}
-        content, path = stored.get("bytes"), stored.get("path")
-        source = content if content is not None else Path(path) if path else b""
-        name = f"row {index} of split {rows.split!r}" + (f" ({path})" if path else "")
+    for position in spread(len(images), count):
+        index = int(images.indices[position])
         try:
-            decode_image(source, name)
+            source, path, _ = images.reader.stored_image(index, images.row(index))
+            decode_image(source, f"row {index} of split {images.split!r}" + (f" ({path})" if path else ""))
         except UnreadableImageError as error:
             sample.unreadable.append(str(error))
         else:
@@ -97,7 +89,7 @@ def spread(length: int, count: int) -> Iterator[int]:
     return (position * (length - 1) // last for position in range(count))
 
 
-def kinds_of(source: bytes | Path) -> Iterator[str]:
+def kinds_of(source: bytes | str) -> Iterator[str]:
     """Say in which ways an encoded image is no upright RGB."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         modes = {"L": "greyscale", "LA": "greyscale", "1": "black and white", "P": "palette", "RGB": ""}

@@ -8,8 +8,9 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
-from scalablevit_pl.data import ClassificationDataModule
-from scalablevit_pl.data.source import SPLIT_FOLDERS, local_folder, may_be_hub_id
+from scalablevit_pl.data import BaseDataModule
+from scalablevit_pl.data.source import local_folder, may_be_hub_id
+from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.diagnosis import data, disk, hub
 from scalablevit_pl.diagnosis.finding import Finding, found
 from scalablevit_pl.explanation import explain
@@ -29,7 +30,7 @@ class DataExamination:
     def __init__(self, datamodule: Any, options: SimpleNamespace) -> None:
         self.datamodule = datamodule
         self.options = options
-        self.ours = isinstance(datamodule, ClassificationDataModule)
+        self.ours = isinstance(datamodule, BaseDataModule)
         self.listing: hub.Listing | None = None
         self.space = True  # on the disk, for the data
         self.loaded = False
@@ -109,11 +110,10 @@ class DataExamination:
 
     def prepare(self) -> None:
         """Prepare what a fit needs of the data."""
-        self.datamodule.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # says which splits
-        try:
+        if self.ours:
+            self.datamodule.prepare("fit")
+        else:
             self.datamodule.prepare_data()
-        finally:
-            self.datamodule.trainer = None
 
     def not_fetched(self) -> Finding:
         """Say why the data were not looked into."""
@@ -144,8 +144,7 @@ class DataExamination:
         """Decode a sample of each part."""
         if self.loaded and self.ours:
             for part, images in self.datamodule.images.items():
-                if hasattr(images, "rows"):
-                    yield data.check_images(part, data.look_at_images(images, self.options.images))
+                yield data.check_images(part, data.look_at_images(images, self.options.images))
 
 
 @contextmanager

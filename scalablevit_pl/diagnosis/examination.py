@@ -128,12 +128,13 @@ class Examination:
         if not self.data.loaded or not self.data.ours:
             return
         names = self.datamodule.class_names
-        yield data.check_classes(names, self.datamodule.class_order is not None)
+        yield data.check_classes(names, getattr(self.datamodule, "class_order", None) is not None)
         if self.task is not None:
             yield from self.made_safe("classes", self.compare_classes)
         for part, images in self.datamodule.images.items():
-            if images.labels is not None:
-                yield data.check_histogram(part, data.labels_of(images), names)
+            labels = getattr(self.datamodule, "labels", {}).get(images.split)
+            if labels is not None:
+                yield data.check_histogram(part, labels[images.indices].tolist(), names)
 
     def compare_classes(self) -> tuple[()]:
         """Compare the data's classes and preprocessing with the network's and a checkpoint's, as a fit does."""

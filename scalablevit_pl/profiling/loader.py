@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
 from scalablevit_pl.data import ClassificationDataModule
-from scalablevit_pl.data.images import collate
+from scalablevit_pl.data.images import StoredImage, collate
 from scalablevit_pl.data.samplers import Draw
 from scalablevit_pl.data.transforms import reference_transform
 from scalablevit_pl.data.worker import spare_worker
@@ -43,24 +43,6 @@ class Comparison:
     ratio: Spread
 
 
-class Stored(NamedTuple):
-    """An image as the data set stores it.
-
-    Attributes:
-        content: Encoded bytes, or the path of a file.
-        label: Index of its class.
-        name: Its name in error messages.
-    """
-
-    content: bytes | str
-    label: int
-    name: str
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        return self.content if isinstance(self.content, bytes) else Path(self.content).read_bytes()
-
-
 class Source:
     """Some training images of a datamodule, as they are stored and as a tree of class folders.
 
@@ -83,28 +65,19 @@ class Source:
             images.indices = images.indices[: every * count : every]
             datamodule.images["train"] = images
         self.encoded: list[bytes] = []
-        for number, stored in enumerate(self.stored(count)):
-            content = stored.read()
-            decode_image(content, stored.name)  # names the image, which torchvision does not
+        for number, (image, label) in enumerate(self.stored(count)):
+            content = image.read()
+            decode_image(content, image.name)  # names the image, which torchvision does not
             self.encoded.append(content)
-            place = folder / f"{stored.label:05}"
+            place = folder / f"{label:05}"
             place.mkdir(exist_ok=True)
             (place / f"{number:07}.jpg").write_bytes(content)  # Pillow reads any format, whatever the suffix
 
-    def stored(self, count: int) -> Iterator[Stored]:
-        """Yield at most `count` images as they are stored."""
-        stream = self.datamodule._stream
-        if stream is not None:
-            for index, row in islice(stream._rows(list(range(len(stream.files)))), count):
-                content = (row[stream.image_column] or {}).get("bytes") or b""
-                yield Stored(content, row[stream.label_column], f"row {index} of split {stream.split!r}")
-            return
-        images = self.datamodule.images["train"]
-        labels: Any = images.labels
-        for index in map(int, islice(images.indices, count)):
-            content, path = images.stored(index)
-            name = path if content == path else f"row {index} of split {images.split!r}"
-            yield Stored(content, int(labels[index]), name)
+    def stored(self, count: int) -> Iterator[tuple[StoredImage, int]]:
+        """Yield at most `count` images as they are stored, with their labels."""
+        images = self.datamodule.stream or self.datamodule.images["train"]
+        for index, row in islice(images.stored_rows(), count):
+            yield images.reader.stored_image(index, row), images.reader.target(index, row)
 
 
 class Loaders:
@@ -133,7 +106,7 @@ class Loaders:
         """
         datamodule = self.source.datamodule
         datamodule.num_workers = workers
-        stream = datamodule._stream
+        stream = datamodule.stream
         if stream is not None and stream.workers != max(workers, 1):
             try:
                 datamodule.setup("fit")  # distributes the files
@@ -212,9 +185,9 @@ def time_stages(source: Source, rounds: int) -> dict[str, Spread]:
 def _pass_stages(source: Source, number: int) -> list[float]:
     datamodule = source.datamodule
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps = getattr(datamodule._train_transform(), "transforms", None)
-    crop, augment, finish = (steps[0], steps[1:-1], steps[-1]) if steps else (datamodule.preprocessing.pixels, [], None)
-    draw_patch = datamodule._draw_patch()
+    transform = datamodule.transform(training=True)
+    steps, draw_patch = getattr(transform.pixels, "transforms", None), transform.draw_patch
+    crop, augment, finish = (steps[0], steps[1:-1], steps[-1]) if steps else (transform.pixels, [], None)
     spent = dict.fromkeys(STAGES, 0.0)
     last = time.perf_counter()
 
@@ -226,7 +199,7 @@ def _pass_stages(source: Source, number: int) -> list[float]:
 
     samples = []
     # Image by image, as a loader does: repeating one step for many images would find warm caches.
-    for position, stored in enumerate(source.stored(STAGE_BATCH)):
+    for position, (stored, label) in enumerate(source.stored(STAGE_BATCH)):
         content = stored.read()
         done("read")
         image: Any = decode_image(content)
@@ -240,13 +213,11 @@ def _pass_stages(source: Source, number: int) -> list[float]:
         patch = {} if draw_patch is None else {"patch": draw_patch()}
         done("augment")
         pixels = image if finish is None else finish(image)
-        samples.append({"image": pixels, "label": stored.label, "index": 0, "path": ""} | patch)
+        samples.append({"image": pixels, "label": label, "index": 0, "path": ""} | patch)
         done("collate")
     batch = collate(samples)
     done("collate")
-    batch = datamodule.on_after_batch_transfer(datamodule.transfer_batch_to_device(batch, device, 0), 0)
-    if datamodule._mix is not None:  # the datamodule does it if there is a trainer
-        datamodule._mix(batch["image"], batch["label"])
+    datamodule.finish(datamodule.transfer_batch_to_device(batch, device, 0), training=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
     done("transfer")

@@ -166,6 +166,10 @@ def parser() -> ArgumentParser:
             "unknown option --data.batchsize: did you mean --data.batch_size?",
         ),
         (
+            nested("data", DATA, "Option 'batch_siz' is not accepted"),  # of the base class
+            "unknown option --data.batch_siz: did you mean --data.batch_size?",
+        ),
+        (
             nested("data", DATA, "Group 'preprocessing' does not accept option 'croppct'"),
             "unknown option --data.preprocessing.croppct: did you mean --data.preprocessing.crop_pct?",
         ),

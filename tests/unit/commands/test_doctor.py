@@ -97,7 +97,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
     ("words", "row"),
     [
         (["--trainer.accelerator=gpu"], "→ run on a machine with a GPU"),
-        (["--data.split_sizes={train: 7}"], "split 'train' has 10000 images and not 7 as --data.split_sizes says"),
+        (["--data.split_sizes={train: 7}"], "split 'train' has 10000 images, but --data.split_sizes requires 7"),
         (["--data.class_order=imagenet"], "FAIL data "),
         (["--data.dataset=photoz"], "images were not looked at → unset HF_HUB_OFFLINE"),
         (["--data.dataset=./photoz"], "FAIL data there is no folder './photoz' → check the path"),

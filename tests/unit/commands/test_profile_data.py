@@ -196,13 +196,13 @@ def test_both_loaders_use_the_same_images_and_augmentation(tmp_path: Path, monke
     data = make_data(make_images(tmp_path / "data", False), Augmentation(random_erasing=0.0))
     images = data.images["train"]
     assert len(images) == 22  # a tenth is validated on
-    chosen = [images.stored(int(index))[0] for index in images.indices[:20:2]]
+    chosen = [images.reader.stored_image(index, row).path for index, row in list(images.stored_rows())[:20:2]]
     (tmp_path / "tree").mkdir()
     source = Source(data, 10, tmp_path / "tree")
     loaders = Loaders(source)
     files = [(int(path.parent.name), path.read_bytes()) for path in sorted((tmp_path / "tree").glob("*/*"))]
     expected = sorted((int("class1" in path), Path(path).read_bytes()) for path in chosen)
-    assert sorted(files) == expected == sorted((stored.label, stored.read()) for stored in source.stored(99))
+    assert sorted(files) == expected == sorted((label, stored.read()) for stored, label in source.stored(99))
     samples = [sample for batch in loaders.ours(0) for sample in batch["path"]]
     assert len(set(samples)) == 8  # of two whole batches of four
     assert set(samples) <= set(chosen)

@@ -1,11 +1,6 @@
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 from timm.data import ImageNetInfo
 
-from scalablevit_pl.data import ClassificationDataModule, Preprocessing
 from scalablevit_pl.data.imagenet import check_imagenet, imagenet_names
 
 INFO = ImageNetInfo()
@@ -74,42 +69,3 @@ def test_other_classes_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         check_imagenet(names)
     assert "--data.class_order null" in str(caught.value)
-
-
-def make_data(folder: Path, **arguments: Any) -> ClassificationDataModule:
-    return ClassificationDataModule(
-        str(folder), batch_size=1, num_workers=0, preprocessing=Preprocessing(8), augmentation=None, **arguments
-    )
-
-
-def test_the_datamodule_takes_imagenets_names(make_parquet: Callable[..., Path]) -> None:
-    data = make_data(make_parquet({"train": [999, 0, 517], "test": [517, 1]}, SYNSETS), class_order="imagenet")
-    data.setup("test")
-    assert data.class_names == list(imagenet_names())
-    assert [batch["label"].item() for batch in data.test_dataloader()] == [517, 1]
-
-
-def test_the_datamodule_refuses_other_classes(make_parquet: Callable[..., Path]) -> None:
-    data = make_data(make_parquet({"train": 4}), class_order="imagenet")
-    with pytest.raises(ValueError, match="3 classes where ImageNet has 1000"):
-        data.setup("fit")
-
-
-@pytest.mark.parametrize("name", ["validation", "val", "valid"])
-def test_the_datamodule_counts_the_images_of_splits(name: str, make_parquet: Callable[..., Path]) -> None:
-    folder = make_parquet({"train": 6, name: 3})
-    make_data(folder, split_sizes={"train": 6, "validation": 3, "test": 9}).setup("fit")
-    data = make_data(folder, split_sizes={"train": 6, "validation": 50_000})
-    with pytest.raises(ValueError, match=r"split 'validation' has 3 images and not 50000 .*--data.split_sizes null"):
-        data.setup("fit")
-    with pytest.raises(ValueError, match=r"split 'train' has 6 images and not 7"):
-        make_data(folder, split_sizes={"train": 7}).setup("fit")
-    make_data(folder, split_sizes={"train": 7}).setup("validate")
-
-
-def test_accuracy_on_hidden_labels_is_refused(make_parquet: Callable[..., Path]) -> None:
-    data = make_data(make_parquet({"train": 4, "test": [-1, -1, -1]}))
-    with pytest.raises(ValueError, match=r"split 'test' has no labels \(all 3 are -1.*test_split"):
-        data.setup("test")
-    data.setup("predict")
-    assert len(data.predict_dataloader()) == 3

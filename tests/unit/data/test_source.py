@@ -1,28 +1,19 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 
-from scalablevit_pl.data.columns import find_class_names, find_image_column, find_label_column, label_indices
-from scalablevit_pl.data.source import _split_of, load_splits, select_split
+from scalablevit_pl.data.source import _split_of, load_splits
 
 MakeFiles = Callable[..., Path]
-IMAGE, NAMES = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"])
-TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
 
 
 def files(split: datasets.Dataset) -> list[tuple[str, str]]:
     """List class and name of each file of a split."""
     rows = split.cast_column("image", datasets.Image(decode=False))
     return [(split.features["label"].names[row["label"]], Path(row["image"]["path"]).name) for row in rows]
-
-
-def rows_of(labels: list[Any], feature: Any = None) -> datasets.Dataset:
-    features = None if feature is None else datasets.Features({"label": feature})
-    return datasets.Dataset.from_dict({"label": labels}, features=features)
 
 
 def test_the_sample_is_known_by_its_name() -> None:
@@ -83,7 +74,7 @@ def test_file_names_are_no_patterns(make_folders: MakeFiles) -> None:
 def test_class_folders_stay_what_they_are_beside_a_table(name: str, make_folders: MakeFiles) -> None:
     folder = make_folders("cat/test_1.jpg", "cat/train_2.jpg", "dog/3.jpg")
     (folder / name).parent.mkdir(exist_ok=True)
-    rows_of([0]).to_parquet(str(folder / name))
+    datasets.Dataset.from_dict({"label": [0]}).to_parquet(str(folder / name))
     splits = load_splits(str(folder))
     assert files(splits["train"]) == [("cat", "test_1.jpg"), ("cat", "train_2.jpg"), ("dog", "3.jpg")]
 
@@ -125,99 +116,6 @@ def test_a_file_is_refused(make_folders: MakeFiles) -> None:
         load_splits(str(make_folders("cat/1.jpg") / "cat" / "1.jpg"))
 
 
-def test_columns_are_found_by_their_type() -> None:
-    features = datasets.Features({"id": NUMBER, "photo": IMAGE, "label": TEXT, "kind": NAMES})
-    assert find_image_column(features, None) == "photo"
-    assert find_label_column(features, None) == "kind"
-
-
-def test_a_column_called_label_may_be_of_any_type() -> None:
-    for feature in (TEXT, NUMBER):
-        assert find_label_column(datasets.Features({"image": IMAGE, "label": feature, "class": TEXT}), None) == "label"
-
-
-def test_the_named_column_wins() -> None:
-    features = datasets.Features({"a": IMAGE, "b": IMAGE, "label": NAMES, "coarse": NAMES, "text": TEXT})
-    assert find_image_column(features, "b") == "b"
-    assert find_label_column(features, "coarse") == "coarse"
-    assert find_label_column(features, "text") == "text"
-
-
-@pytest.mark.parametrize(("find", "kind"), [(find_image_column, "image"), (find_label_column, "label")])
-def test_an_unknown_column_is_refused(find: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"{kind}_column 'pic' is none of the columns image, label"):
-        find(datasets.Features({"image": IMAGE, "label": NAMES}), "pic")
-
-
-@pytest.mark.parametrize(
-    ("find", "columns", "message"),
-    [
-        (find_image_column, {"a": IMAGE, "b": IMAGE}, r"2 image columns \(a, b\) .* --data.image_column"),
-        (find_label_column, {"a": NAMES, "b": NAMES}, r"2 label columns \(a, b\) .* --data.label_column"),
-        (find_image_column, {"image": TEXT, "b": NAMES}, r"no image column .*image, b: .* --data.image_column"),
-        (find_label_column, {"image": IMAGE, "class": TEXT}, r"no label column .* --data.label_column"),
-    ],
-)
-def test_an_ambiguous_or_missing_column_is_asked_for(find: Any, columns: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        find(datasets.Features(columns), None)
-
-
-@pytest.mark.parametrize(
-    ("labels", "feature", "names"),
-    [
-        ([1, 1], datasets.ClassLabel(names=["zebra", "ape"]), ["zebra", "ape"]),
-        (["owl", "cat", "owl", None, "ape"], TEXT, ["ape", "cat", "owl"]),
-        ([3, 0, 3, None], NUMBER, ["0", "1", "2", "3"]),
-    ],
-    ids=["declared", "names", "numbers"],
-)
-def test_class_names_are_declared_or_found(labels: list[Any], feature: Any, names: list[str]) -> None:
-    other = rows_of(labels[:1], feature)
-    splits = datasets.DatasetDict({"test": other, "train": rows_of(labels, feature)})
-    assert find_class_names(splits, "label", "train") == names
-
-
-@pytest.mark.parametrize("labels", [[0.5, 1.0], [None, None], [0.0]], ids=str)
-def test_labels_of_another_kind_are_refused(labels: list[Any]) -> None:
-    with pytest.raises(ValueError, match="label_column 'label' holds"):
-        find_class_names(datasets.DatasetDict({"train": rows_of(labels)}), "label", "train")
-
-
-@pytest.mark.parametrize(
-    ("labels", "feature"),
-    [([1, 0, 1], NAMES), (["dog", "cat", "dog"], TEXT), ([1, 0, 1], NUMBER)],
-    ids=["declared", "names", "numbers"],
-)
-def test_labels_become_indices(labels: list[Any], feature: Any) -> None:
-    assert label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "train") == [1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("labels", "feature", "label"),
-    [
-        ([0, 1, -1, 0, -1], NUMBER, "-1"),
-        ([0, 1, 2, 0, 5], NUMBER, "2"),
-        ([0, 1, None, 0, 2], NUMBER, "None"),
-        (["cat", "dog", "Cat", "dog", "owl"], TEXT, "'Cat'"),
-        (["cat", "dog", None, "dog", ""], TEXT, "None"),
-        ([0, 1, -1, 0, -1], NAMES, "-1"),
-    ],
-    ids=["minus one", "too large", "no number", "other name", "no name", "hidden label"],
-)
-def test_the_first_row_with_a_wrong_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
-    message = f"the label {label} of row 2 of split 'val' is none of the 2 classes, and so are 2 rows in all"
-    with pytest.raises(ValueError, match=message):
-        label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "val")
-
-
-def test_an_unknown_split_names_those_there_are() -> None:
-    splits = datasets.DatasetDict({"train": rows_of([0]), "test": rows_of([1])})
-    assert select_split(splits, "test")["label"][:] == [1]
-    with pytest.raises(ValueError, match="there is no split 'val': choose among train, test"):
-        select_split(splits, "val")
-
-
 def test_images_deeper_in_a_class_folder_belong_to_it(make_folders: MakeFiles) -> None:
     splits = load_splits(str(make_folders("cat/sub/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/.4.jpg", "dog/.x/5.jpg")))
     assert splits["train"]["label"][:] == [0, 0, 1]
@@ -243,12 +141,6 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ValueError, match=f"cannot read the parquet files in '{re.escape(str(tmp_path))}'"):
         load_splits(str(tmp_path))
-
-
-def test_lists_of_labels_are_refused() -> None:
-    rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
-    with pytest.raises(ValueError, match="expected class names or whole numbers"):
-        find_class_names(datasets.DatasetDict(train=rows), "label", "train")
 
 
 def write_rows(path: Path, names: list[str], labels: list[int]) -> None:
@@ -294,10 +186,3 @@ def test_names_of_parquet_files_are_no_patterns(tmp_path: Path) -> None:
 )
 def test_a_parquet_file_tells_its_split(path: str, split: str) -> None:
     assert _split_of(Path(path)) == split
-
-
-def test_a_named_column_may_hold_encoded_bytes_but_no_labels() -> None:
-    features = datasets.Features({"image": datasets.Value("binary"), "label": NAMES})
-    assert find_image_column(features, "image") == "image"
-    with pytest.raises(ValueError, match=r"'label' holds ClassLabel.* and no images"):
-        find_image_column(features, "label")

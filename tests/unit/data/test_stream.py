@@ -1,13 +1,12 @@
-import io
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from datamodules import encoded, indices, make_data, make_trainer
 from hub_server import HubServer
 from huggingface_hub import constants
 from PIL import Image
@@ -21,23 +20,8 @@ SMALL = Preprocessing(8)
 ROWS = [12, 8, 8, 8, 8, 8]
 
 
-class At:
-    """What the datamodule asks a trainer."""
-
-    def __init__(self, world_size: int = 1, global_rank: int = 0, epoch: int = 0) -> None:
-        self.world_size, self.global_rank, self.num_training_batches = world_size, global_rank, 1000
-        self.begin(epoch)
-
-    def begin(self, epoch: int) -> None:
-        epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + 1, processed=epoch))
-        batches = SimpleNamespace(current=SimpleNamespace(ready=0))
-        self.fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=SimpleNamespace(batch_progress=batches))
-
-
 def png(row: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (row, 255 - row, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (8, 8), (row, 255 - row, 0)))
 
 
 def write(path: Path, rows: range, names: tuple[str, ...] = ("cat", "dog")) -> None:
@@ -49,7 +33,7 @@ def write(path: Path, rows: range, names: tuple[str, ...] = ("cat", "dog")) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six files, 52 rows, of which each image tells its row; and three images to validate on."""
+    """Write six files of 52 rows, whose images encode their row, and three validation images."""
     start = 0
     for number, rows in enumerate(ROWS):
         write(tmp_path / f"train-{number:05}-of-{len(ROWS):05}.parquet", range(start, start + rows))
@@ -58,16 +42,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_data(dataset: Any, at: At, **arguments: Any) -> ClassificationDataModule:
-    values = {"batch_size": 4, "num_workers": 0, "preprocessing": SMALL, "augmentation": None} | arguments
-    data = ClassificationDataModule(str(dataset), streaming=True, **values)
-    data.trainer = at
-    data.setup("fit")
-    return data
-
-
-def indices(loader: Any) -> list[int]:
-    return [index for batch in loader for index in batch["index"].tolist()]
+def make_stream(dataset: Any, trainer: Any, **arguments: Any) -> ClassificationDataModule:
+    values = {"preprocessing": SMALL, "augmentation": None} | arguments
+    return make_data(dataset, trainer=trainer, streaming=True, **values)
 
 
 @pytest.mark.parametrize(("processes", "workers", "batches"), [(1, 0, 12), (2, 0, 6), (3, 2, 4), (1, 2, 12)])
@@ -75,17 +52,17 @@ def test_processes_and_workers_share_the_rows_evenly(processes: int, workers: in
     for epoch in (0, 1):
         seen = []
         for rank in range(processes):
-            loader = make_data(folder, At(processes, rank, epoch), num_workers=workers).train_dataloader()
+            loader = make_stream(folder, make_trainer(processes, rank, epoch), num_workers=workers).train_dataloader()
             found = list(loader)
             assert len(found) == len(loader) == batches
             assert all(len(batch["label"]) == 4 for batch in found)
             seen += indices(found)
-        assert len(seen) == len(set(seen)) == 48  # of 52: four are left out, as many as the longer file has more
+        assert len(seen) == len(set(seen)) == 48  # of 52: the four surplus rows of the longer file are left out
         assert set(seen) <= set(range(52))
 
 
 def test_each_index_has_its_image_and_label(folder: Path) -> None:
-    for batch in make_data(folder, At()).train_dataloader():
+    for batch in make_stream(folder, make_trainer()).train_dataloader():
         for index, label, image, path in zip(
             batch["index"].tolist(), batch["label"].tolist(), batch["image"], batch["path"], strict=True
         ):
@@ -98,59 +75,59 @@ def test_the_order_follows_seed_and_epoch(folder: Path, monkeypatch: pytest.Monk
     orders = []
     for seed, epoch, buffer in ((0, 0, 1000), (0, 0, 1000), (0, 1, 1000), (1, 0, 1000), (0, 0, 1)):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        at = At()
-        loader = make_data(folder, at, shuffle_buffer=buffer).train_dataloader()
-        at.begin(epoch)  # asked for when an epoch begins
+        data = make_stream(folder, make_trainer(), shuffle_buffer=buffer)
+        loader = data.train_dataloader()
+        data.trainer = make_trainer(epoch=epoch)  # read when the iteration starts
         orders.append(indices(loader))
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 4
     steps = [two - one for one, two in zip(orders[4], orders[4][1:], strict=False)]
-    assert steps.count(1) >= 40  # with a buffer of one, files are shuffled and their rows are not
+    assert steps.count(1) >= 40  # with a buffer of one, files are shuffled but not their rows
     assert orders[4] != sorted(orders[4])
 
 
-def test_rows_of_one_file_are_shuffled_anew_in_each_epoch(tmp_path: Path) -> None:
+def test_rows_of_one_file_are_shuffled_in_each_epoch(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write(tmp_path / f"{split}-00000-of-00001.parquet", range(12))
-    orders = [indices(make_data(tmp_path, At(epoch=epoch)).train_dataloader()) for epoch in (0, 1)]
+    orders = [indices(make_stream(tmp_path, make_trainer(epoch=epoch)).train_dataloader()) for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
     assert orders[0] != orders[1]
 
 
-def test_a_stream_begins_with_the_epoch_that_a_checkpoint_says(folder: Path) -> None:
-    data = make_data(folder, At(epoch=2))
+def test_a_stream_starts_with_the_epoch_of_a_checkpoint(folder: Path) -> None:
+    data = make_stream(folder, make_trainer(epoch=2))
     expected = [batch["image"] for batch in data.train_dataloader()]
-    resumed = make_data(folder, At())
+    resumed = make_stream(folder, make_trainer())
     resumed.load_state_dict({"epoch": 2, "batch": 1})
     loader = resumed.train_dataloader()
     assert all(torch.equal(*pair) for pair in zip(expected, [batch["image"] for batch in loader], strict=True))
 
 
-def test_files_that_cannot_be_shared_out_are_refused_with_the_numbers(folder: Path) -> None:
+def test_files_that_cannot_be_distributed_evenly_are_refused(folder: Path) -> None:
     message = r"6 parquet files of split 'train' .* 2 process\(es\) × 2 worker\(s\): .*--data.num_workers"
     with pytest.raises(ValueError, match=message):
-        make_data(folder, At(2), num_workers=2)
+        make_stream(folder, make_trainer(2), num_workers=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"batch_size": 49}, "do not fill a batch of 49"),
-        ({"val_split": "train"}, "nothing can be cut off a stream"),
+        ({"val_split": "train"}, "cannot be cut off a stream"),
         ({"train_split": "other"}, "there is no split 'other': choose among train, validation"),
-        ({"split_sizes": {"train": 50}}, "split 'train' has 52 images and not 50"),
-        ({"shuffle_buffer": 0}, "shuffle_buffer must be 1 or more, got 0"),
+        ({"split_sizes": {"train": 50}}, "split 'train' has 52 images, but .* requires 50"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(arguments: dict[str, Any], message: str, folder: Path) -> None:
+def test_data_that_cannot_be_streamed_is_refused(arguments: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        make_data(folder, At(), **arguments)
+        make_stream(folder, make_trainer(), **arguments)
 
 
-def test_other_classes_than_the_validated_ones_are_refused(folder: Path) -> None:
+def test_other_classes_than_those_of_the_validation_split_are_refused(folder: Path) -> None:
     write(folder / "train-00003-of-00006.parquet", range(8), ("dog", "cat"))
-    with pytest.raises(ValueError, match=r"train-00003-of-00006\.parquet' declares other classes"):
-        make_data(folder, At())
+    with pytest.raises(ValueError, match=r"train-00003-of-00006\.parquet' declares other values in the column 'label'"):
+        make_stream(folder, make_trainer())
 
 
 def test_class_folders_cannot_be_streamed(tmp_path: Path) -> None:
@@ -158,44 +135,44 @@ def test_class_folders_cannot_be_streamed(tmp_path: Path) -> None:
         (tmp_path / split / "cat").mkdir(parents=True)
         (tmp_path / split / "cat" / "1.png").write_bytes(png(1))
     with pytest.raises(ValueError, match="no parquet files that can be streamed"):
-        make_data(tmp_path, At())
+        make_stream(tmp_path, make_trainer())
 
 
-def test_an_unreadable_image_is_named(folder: Path) -> None:
-    data = make_data(folder, At())
-    assert isinstance(data._stream, TrainingStream)
-    data._stream._rows = lambda numbers: iter([(7, {"image": {"bytes": b"no image"}, "label": 0})])
+def test_an_unreadable_image_is_named_by_split_and_row(folder: Path) -> None:
+    data = make_stream(folder, make_trainer())
+    assert isinstance(data.stream, TrainingStream)
+    data.stream.stored_rows = lambda files: iter([(7, {"image": {"bytes": b"no image"}, "label": 0})])
     with pytest.raises(UnreadableImageError, match="row 7 of split 'train'"):
         list(data.train_dataloader())
 
 
-def test_allowed_unreadable_images_are_replaced_and_named(folder: Path) -> None:
-    data = make_data(folder, At(), max_unreadable=10)
-    stream = data._stream
+def test_tolerated_unreadable_images_are_replaced_and_named(folder: Path) -> None:
+    data = make_stream(folder, make_trainer(), max_unreadable=10)
+    stream = data.stream
     assert isinstance(stream, TrainingStream)
-    rows, spoilt = stream._rows, range(2, 12)  # more than the four that are left out of an epoch
-    stream._rows = lambda numbers: (
-        (index, {"image": {"bytes": b"no image"}, "label": 0} if index in spoilt else row)
-        for index, row in rows(numbers)
+    rows, damaged = stream.stored_rows, range(2, 12)  # more than the four that are left out of an epoch
+    stream.stored_rows = lambda files: (
+        (index, {"image": {"bytes": b"no image"}, "label": 0} if index in damaged else row)
+        for index, row in rows(files)
     )
     batches = list(data.train_dataloader())
     assert len(batches) == 12
-    assert set(indices(batches)) == set(range(52)) - set(spoilt)
+    assert set(indices(batches)) == set(range(52)) - set(damaged)
     lines = {line for batch in batches for text in batch["unreadable"] for line in text.splitlines()}
-    assert {line.split(" of ")[0] for line in lines} == {f"cannot read row {index}" for index in spoilt}
+    assert {line.split(" of ")[0] for line in lines} == {f"cannot read row {index}" for index in damaged}
     stream.max_unreadable = 1
-    stream._mixed = lambda numbers, seed: stream._rows(numbers)  # in their order there are ten in a row
+    stream._shuffled = lambda files, seed: stream.stored_rows(files)  # in this order ten are consecutive
     with pytest.raises(UnreadableImageError, match="of split 'train'"):
         list(data.train_dataloader())
 
 
-def test_a_stream_from_the_hub_fetches_only_what_is_validated_on(folder: Path, hub: HubServer) -> None:
+def test_a_stream_from_the_hub_fetches_only_the_validation_split(folder: Path, hub: HubServer) -> None:
     hub.add_repo("datasets/lab/pets")
     hub.commit("datasets/lab/pets", {f"data/{path.name}": path.read_bytes() for path in folder.glob("*.parquet")})
-    data = make_data("lab/pets", At())
+    data = make_stream("lab/pets", make_trainer())
     cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("*.parquet")}
     assert cached == {"validation-00000-of-00001.parquet"}
-    assert indices(data.train_dataloader()) == indices(make_data(folder, At()).train_dataloader())
+    assert indices(data.train_dataloader()) == indices(make_stream(folder, make_trainer()).train_dataloader())
 
 
 def test_augmentation_of_a_stream_is_a_function_of_seed_epoch_and_row(
@@ -204,9 +181,9 @@ def test_augmentation_of_a_stream_is_a_function_of_seed_epoch_and_row(
     augmentation = Augmentation(auto_augment=None, random_erasing=1.0, mixup=0.0, cutmix=0.0)
 
     def drawn(seed: int, epoch: int, buffer: int) -> dict[int, tuple[Any, ...]]:
-        """Return by row its patch and its pixels, of which colour jitter has changed all."""
+        """Return the patch and the jittered pixels of each row."""
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        data = make_data(folder, At(epoch=epoch), augmentation=augmentation, shuffle_buffer=buffer)
+        data = make_stream(folder, make_trainer(epoch=epoch), augmentation=augmentation, shuffle_buffer=buffer)
         return {
             index: (*patch.tolist(), *image.flatten().tolist())
             for batch in data.train_dataloader()
@@ -216,7 +193,7 @@ def test_augmentation_of_a_stream_is_a_function_of_seed_epoch_and_row(
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     expected = drawn(0, 0, 1000)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]  # noqa: NPY002
-    assert len({values[4] for values in expected.values()}) == len(expected)  # each row's noise is its own
+    assert len({values[4] for values in expected.values()}) == len(expected)  # each row has its own noise
     same, others = drawn(0, 0, 1), [drawn(1, 0, 1), drawn(0, 1, 1)]
     assert all(same[row] == expected[row] for row in same.keys() & expected.keys())
     for other in others:
@@ -224,10 +201,10 @@ def test_augmentation_of_a_stream_is_a_function_of_seed_epoch_and_row(
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_loader_of_a_stream_is_as_any_other(gpu: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = make_data(folder, At(), num_workers=2, worker_timeout=7.0)
+def test_the_loader_of_a_stream_has_the_usual_options(gpu: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_stream(folder, make_trainer(), num_workers=2, worker_timeout=7.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     loader = data.train_dataloader()
     assert loader.pin_memory is gpu
     assert (loader.worker_init_fn, loader.num_workers, loader.timeout) == (spare_worker, 2, 7.0)
-    assert make_data(folder, At(), worker_timeout=7.0).train_dataloader().timeout == 0.0
+    assert make_stream(folder, make_trainer(), worker_timeout=7.0).train_dataloader().timeout == 0.0

@@ -1,0 +1,75 @@
+"""Which split, and which of its rows, a stage of a run uses."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+
+# Names of folders and files that mean a split.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+VALIDATION_NAMES = ("validation", "val", "valid")
+STAGE_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class SplitNames(NamedTuple):
+    """The splits that the parts `train`, `val`, `test` and `predict` come from.
+
+    Attributes:
+        train: Split to train on.
+        val: Split to validate on; None for one with a usual name, or else a part of the training split.
+        test: Split to test and predict on.
+    """
+
+    train: str
+    val: str | None
+    test: str
+
+    def validation(self, names: Collection[str]) -> str | None:
+        """Return the validation split among those that exist, or None to cut it off the training split."""
+        return self.val or next((name for name in VALIDATION_NAMES if name in names), None)
+
+    def of(self, part: str, names: Collection[str]) -> str:
+        """Return the split that holds a part, given the names of those that exist."""
+        if part in ("test", "predict"):
+            return self.test
+        return (self.validation(names) if part == "val" else None) or self.train
+
+
+def cut_rows(rows: int, fraction: float, seed: int, part: str) -> list[int]:
+    """Return the rows of the part `train` or `val` if validation images are drawn from the training split."""
+    # RandomState's stream is frozen, so the cut is the same with every version of NumPy.
+    order = np.random.RandomState(seed).permutation(rows)
+    count = max(1, round(rows * fraction))
+    return sorted((order[:count] if part == "val" else order[count:]).tolist())
+
+
+def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
+    """Return the split of that name.
+
+    Raises:
+        ValueError: If it does not exist; it names those that do.
+    """
+    if split not in splits:
+        raise ValueError(f"there is no split {split!r}: choose among {', '.join(splits)}")
+    return splits[split]
+
+
+def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Check that splits have the required numbers of images; other splits are ignored.
+
+    Raises:
+        ValueError: If one has another number.
+    """
+    for split, count in counts.items():
+        same = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
+        for name, size in sizes.items():
+            if name in same and count != size:
+                raise ValueError(
+                    f"split {split!r} has {count} images, but --data.split_sizes requires {size}: complete the data, "
+                    "or set --data.split_sizes null for other data"
+                )

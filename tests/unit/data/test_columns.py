@@ -1,0 +1,117 @@
+from typing import Any
+
+import datasets
+import pytest
+
+from scalablevit_pl.data.columns import find_class_names, find_image_column, find_label_column, label_indices
+
+IMAGE, NAMES = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"])
+TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
+
+
+def rows_of(labels: list[Any], feature: Any = None) -> datasets.Dataset:
+    features = None if feature is None else datasets.Features({"label": feature})
+    return datasets.Dataset.from_dict({"label": labels}, features=features)
+
+
+def test_columns_are_found_by_their_type() -> None:
+    features = datasets.Features({"id": NUMBER, "photo": IMAGE, "label": TEXT, "kind": NAMES})
+    assert find_image_column(features, None) == "photo"
+    assert find_label_column(features, None) == "kind"
+
+
+def test_a_column_called_label_may_be_of_any_type() -> None:
+    for feature in (TEXT, NUMBER):
+        assert find_label_column(datasets.Features({"image": IMAGE, "label": feature, "class": TEXT}), None) == "label"
+
+
+def test_the_named_column_wins() -> None:
+    features = datasets.Features({"a": IMAGE, "b": IMAGE, "label": NAMES, "coarse": NAMES, "text": TEXT})
+    assert find_image_column(features, "b") == "b"
+    assert find_label_column(features, "coarse") == "coarse"
+    assert find_label_column(features, "text") == "text"
+
+
+@pytest.mark.parametrize(("find", "kind"), [(find_image_column, "image"), (find_label_column, "label")])
+def test_an_unknown_column_is_refused(find: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind}_column 'pic' is none of the columns image, label"):
+        find(datasets.Features({"image": IMAGE, "label": NAMES}), "pic")
+
+
+@pytest.mark.parametrize(
+    ("find", "columns", "message"),
+    [
+        (find_image_column, {"a": IMAGE, "b": IMAGE}, r"2 image columns \(a, b\) .* --data.image_column"),
+        (find_label_column, {"a": NAMES, "b": NAMES}, r"2 label columns \(a, b\) .* --data.label_column"),
+        (find_image_column, {"image": TEXT, "b": NAMES}, r"no image column .*image, b: .* --data.image_column"),
+        (find_label_column, {"image": IMAGE, "class": TEXT}, r"no label column .* --data.label_column"),
+    ],
+)
+def test_an_ambiguous_or_missing_column_is_asked_for(find: Any, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(datasets.Features(columns), None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names"),
+    [
+        ([1, 1], datasets.ClassLabel(names=["zebra", "ape"]), ["zebra", "ape"]),
+        (["owl", "cat", "owl", None, "ape"], TEXT, ["ape", "cat", "owl"]),
+        ([3, 0, 3, None], NUMBER, ["0", "1", "2", "3"]),
+    ],
+    ids=["declared", "names", "numbers"],
+)
+def test_class_names_are_declared_or_found(labels: list[Any], feature: Any, names: list[str]) -> None:
+    other = rows_of(labels[:1], feature)
+    splits = datasets.DatasetDict({"test": other, "train": rows_of(labels, feature)})
+    assert find_class_names(splits, "label", "train") == names
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], [None, None], [0.0]], ids=str)
+def test_labels_of_another_kind_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match="label_column 'label' holds"):
+        find_class_names(datasets.DatasetDict({"train": rows_of(labels)}), "label", "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [([1, 0, 1], NAMES), (["dog", "cat", "dog"], TEXT), ([1, 0, 1], NUMBER)],
+    ids=["declared", "names", "numbers"],
+)
+def test_labels_become_indices(labels: list[Any], feature: Any) -> None:
+    assert label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "train") == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "label"),
+    [
+        ([0, 1, -1, 0, -1], NUMBER, "-1"),
+        ([0, 1, 2, 0, 5], NUMBER, "2"),
+        ([0, 1, None, 0, 2], NUMBER, "None"),
+        (["cat", "dog", "Cat", "dog", "owl"], TEXT, "'Cat'"),
+        (["cat", "dog", None, "dog", ""], TEXT, "None"),
+        ([0, 1, -1, 0, -1], NAMES, "-1"),
+    ],
+    ids=["minus one", "too large", "no number", "other name", "no name", "hidden label"],
+)
+def test_the_first_row_with_a_wrong_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
+    message = f"the label {label} of row 2 of split 'val' is none of the 2 classes, and so are 2 rows in all"
+    with pytest.raises(ValueError, match=message):
+        label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "val")
+
+
+def test_lists_of_labels_are_refused() -> None:
+    rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
+    with pytest.raises(ValueError, match="expected class names or whole numbers"):
+        find_class_names(datasets.DatasetDict(train=rows), "label", "train")
+
+
+def test_a_named_column_may_hold_encoded_bytes_but_no_labels() -> None:
+    features = datasets.Features({"image": datasets.Value("binary"), "label": NAMES})
+    assert find_image_column(features, "image") == "image"
+    with pytest.raises(ValueError, match=r"'label' holds ClassLabel.* and no images"):
+        find_image_column(features, "label")
+
+
+def test_the_image_column_among_several_is_the_one_called_image() -> None:
+    assert find_image_column(datasets.Features({"depth": IMAGE, "image": IMAGE, "mask": IMAGE}), None) == "image"

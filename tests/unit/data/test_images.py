@@ -1,0 +1,195 @@
+import copy
+import dataclasses
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datamodules import SMALL, encoded, make_data
+from PIL import Image
+
+from scalablevit_pl.data import Augmentation, Preprocessing
+from scalablevit_pl.data.images import ImageFiles, Row, Sample, SampleReader, SplitImages, Targets, collate
+from scalablevit_pl.data.samplers import Draw
+from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
+
+MakeFiles = Callable[..., Path]
+
+
+def pixels(image: Image.Image, target: Any) -> Sample:
+    return {"image": SMALL.pixels(image)} | ({} if target is None else {"label": target})
+
+
+def reader(**values: Any) -> SampleReader:
+    return SampleReader(**({"split": "train", "image_column": "image", "transform": pixels} | values))
+
+
+def label_of(row: Row) -> int:
+    return row["label"]
+
+
+def rows_of(contents: list[bytes | None], **columns: Any) -> datasets.Dataset:
+    images = [content and {"bytes": content, "path": None} for content in contents]
+    features = {"image": datasets.Image()} | dict.fromkeys(columns, datasets.Value("int64"))
+    return datasets.Dataset.from_dict({"image": images} | columns, features=datasets.Features(features))
+
+
+def noise(count: int) -> list[bytes]:
+    state = np.random.RandomState(0)
+    return [encoded(Image.fromarray(state.randint(0, 256, (9, 11, 3), dtype=np.uint8))) for _ in range(count)]
+
+
+def test_shuffled_and_selected_rows_are_read_in_their_order(make_parquet: MakeFiles) -> None:
+    rows = datasets.load_dataset(str(make_parquet({"train": 12})), split="train").shuffle(seed=0).select([5, 2, 7])
+    images = SplitImages(rows, reader())
+    for position, row in enumerate(rows):
+        assert torch.equal(images[position]["image"], SMALL.pixels(row["image"]))
+
+
+def test_encoded_bytes_without_an_image_type_are_images() -> None:
+    contents = noise(2)
+    images = SplitImages(datasets.Dataset.from_dict({"image": contents}), reader())
+    assert torch.equal(images[1]["image"], SMALL.pixels(decode_image(contents[1])))
+
+
+def test_a_sample_has_its_row_and_target() -> None:
+    rows = rows_of(noise(4), label=[10, 11, 12, 13], other=[0] * 4)
+    images = SplitImages(rows, reader(targets=Targets(["label"], label_of)), indices=[3, 1])
+    assert [(sample["index"], sample["label"]) for sample in (images[0], images[1])] == [(3, 13), (1, 11)]
+    assert [index for index, _ in images.stored_rows()] == [3, 1]
+    assert set(images.row(3)) == {"image", "label"}
+
+
+def test_an_image_among_the_targets_arrives_encoded(tmp_path: Path) -> None:
+    mask = encoded(Image.new("L", (3, 2)))
+    (tmp_path / "mask.png").write_bytes(mask)
+    path = str(tmp_path / "mask.png")
+    read = reader(targets=Targets(["mask"], lambda row: row["mask"]), root=tmp_path)
+    assert read.target(0, {"mask": {"bytes": mask, "path": "x.png"}}) == mask
+    assert read.target(0, {"mask": {"bytes": None, "path": path}}) == path
+    with pytest.raises(UnreadableImageError, match=r"row 7 of split 'train' names '/etc/passwd' outside"):
+        read.target(7, {"mask": {"bytes": None, "path": "/etc/passwd"}})
+
+
+def test_augmentation_follows_the_row_and_not_its_position(make_parquet: MakeFiles) -> None:
+    images = make_data(make_parquet({"train": 6, "val": 1})).images["train"]
+    reversed_images = copy.copy(images)
+    reversed_images.indices = images.indices[::-1]
+    for position in range(6):
+        one, other = images[Draw(1, position, 0)], reversed_images[Draw(1, 5 - position, 0)]
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_augmentation_is_a_function_of_seed_epoch_image_and_repeat(make_parquet: MakeFiles) -> None:
+    data = make_data(make_parquet({"train": 6, "val": 1}), augmentation=Augmentation(scale=(0.1, 0.9)))
+    images = data.images["train"]
+    draw = Draw(epoch=2, position=3, repeat=0)
+    expected = images[draw]["image"]
+    images[Draw(0, 1, 0)], torch.rand(1), np.random.rand()  # noqa: NPY002
+    assert torch.equal(images[draw]["image"], expected)
+    others = [draw._replace(epoch=1), draw._replace(repeat=1), draw._replace(position=2)]
+    assert not any(torch.equal(images[other]["image"], expected) for other in others)
+    images.reader = dataclasses.replace(images.reader, seed=1)
+    assert not torch.equal(images[draw]["image"], expected)
+
+
+def test_a_draw_leaves_the_global_generators_unchanged(make_parquet: MakeFiles) -> None:
+    images = make_data(make_parquet({"train": 2, "val": 1})).images["train"]
+    numbers = []
+    for drawn in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+        if drawn:
+            images[Draw(0, 1, 0)]
+        numbers.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
+    assert numbers[0] == numbers[1]
+
+
+def test_a_filler_is_the_first_sample_with_a_negative_index() -> None:
+    rows = rows_of(noise(5), label=[0, 1, 2, 3, 4])
+    images = SplitImages(rows, reader(targets=Targets(["label"], label_of)), indices=[3, 1])
+    first, filler = images[0], images[-1]
+    assert (first["index"], filler["index"]) == (3, -1)
+    assert torch.equal(filler["image"], first["image"])
+    assert (filler["label"], filler["path"]) == (first["label"], first["path"])
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_an_unreadable_image_is_named_by_split_and_row(content: bytes | None) -> None:
+    images = SplitImages(rows_of([*noise(2), content, *noise(1)]), reader(split="test"), indices=[3, 2])
+    assert images[0]["index"] == 3
+    with pytest.raises(UnreadableImageError, match="cannot read row 2 of split 'test'"):
+        images[1]
+
+
+def test_rows_cannot_name_files_outside_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    for name in ("inside/a.png", "outside.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    names = [str(tmp_path / "inside/a.png"), str(tmp_path / "inside/../outside.png")]
+    rows = datasets.Dataset.from_dict({"image": names}, features=datasets.Features({"image": datasets.Image()}))
+    images = SplitImages(rows, reader(root=tmp_path / "inside"))
+    assert images[0]["path"] == names[0]
+    with pytest.raises(UnreadableImageError, match=r"row 1 of split 'train' names .* outside the data set"):
+        images[1]
+    with pytest.raises(UnreadableImageError, match="outside the data set"):
+        SplitImages(rows, reader())[0]
+
+
+def damaged(wrong: Iterable[int], attempts: int) -> SplitImages:
+    """Make seven images with their rows as labels, some of them damaged."""
+    contents = [b"no image" if row in wrong else content for row, content in enumerate(noise(7))]
+    read = reader(targets=Targets(["label"], label_of))
+    return SplitImages(rows_of(contents, label=list(range(7))), read, attempts=attempts)
+
+
+def named(sample: Sample) -> list[int]:
+    """Return the rows that a sample lists as unreadable."""
+    return [int(line.split()[3]) for line in sample["unreadable"].splitlines()]
+
+
+def test_the_next_readable_image_replaces_an_unreadable_one_in_training() -> None:
+    images = damaged([2, 3, 5], attempts=4)
+    samples = [images[Draw(0, position, 0)] for position in range(7)]
+    assert [sample["index"] for sample in samples] == [0, 1, 4, 4, 4, 6, 6]
+    assert [sample["label"] for sample in samples] == [0, 1, 4, 4, 4, 6, 6]
+    assert [named(sample) for sample in samples] == [[], [], [2, 3], [3], [], [5], []]
+    assert torch.equal(samples[2]["image"], samples[4]["image"])
+    with pytest.raises(UnreadableImageError, match="row 2 of"):
+        damaged([2, 3], attempts=2)[Draw(0, 2, 0)]
+
+
+def test_an_unreadable_image_becomes_a_filler_in_evaluation() -> None:
+    images = damaged([0, 2, 3, 6], attempts=5)
+    samples = [images[position] for position in (*range(7), -1)]
+    assert [sample["index"] for sample in samples] == [-1, 1, -1, -1, 4, 5, -1, -1]
+    assert [named(sample) for sample in samples] == [[0], [], [2], [3], [], [], [6], []]  # each at its own position
+    assert [sample["label"] for sample in samples] == [1, 1, 4, 4, 4, 5, 1, 1]  # of the next readable image
+
+
+def test_a_batch_keeps_the_memory_layout_of_its_samples() -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    samples = [
+        {"image": torch.from_numpy(image).permute(2, 0, 1), "label": 2 - row, "index": row, "path": f"{row}.png"}
+        for row, image in enumerate(pixels)
+    ]
+    batch = collate(samples)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(batch["image"].numpy(), pixels.transpose(0, 3, 1, 2))
+    assert (batch["label"].tolist(), batch["index"].tolist()) == ([2, 1, 0], [0, 1, 2])
+    assert batch["path"] == ["0.png", "1.png", "2.png"]
+
+
+def test_image_files_are_samples_without_targets(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.png", "2.png")
+    preprocessing = Preprocessing(4)
+    files = ImageFiles([folder / "2.png", folder / "1.png"], preprocessing)
+    assert len(files) == 2
+    assert [(files[row]["index"], files[row]["path"]) for row in (0, 1)] == [
+        (0, str(folder / "2.png")),
+        (1, str(folder / "1.png")),
+    ]
+    assert torch.equal(files[0]["image"], preprocessing(decode_image(folder / "2.png")))
