@@ -13,7 +13,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import NETWORKS, is_known
 from scalablevit_pl.models.loading import build_module
 from scalablevit_pl.models.pretrained import card_subject
-from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, read_description
+from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, count_parameters, read_description
 from scalablevit_pl.weights.hub import checksum, is_repository
 from scalablevit_pl.weights.source import fetch_model
 from scalablevit_pl.weights.stored import Description, StoredModel
@@ -50,6 +50,8 @@ def _describe(description: Description, folder: Path) -> dict[str, str]:
     rows = {"task": description.task, "model": str(description.config.get("name") or description.network_class)}
     if is_known(description):
         rows |= _describe_network(description, folder)
+    elif (folder / WEIGHTS).is_file():
+        rows["parameters"] = f"{count_parameters(folder):,}"
     if description.preprocessing is not None:
         rows |= description.preprocessing.summary()
     names, count = description.class_names, description.config.get("num_classes")

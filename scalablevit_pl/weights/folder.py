@@ -1,6 +1,7 @@
 """A model's folder, the same on disk and on the Hub: `model.safetensors`, `config.json` and `README.md`."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,6 +187,16 @@ def read_folder(folder: str | Path, device: str | torch.device | None = None, pr
         tensors = {name: _aligned(file.get_tensor(name)) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     check_finite(tensors, repr(str(path)))
     return StoredModel(description, tensors, str(folder))
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the numbers in the weights of a folder from the header of the file.
+
+    Raises:
+        ValueError: If there are no weights, or the file is damaged.
+    """
+    with _open(folder / WEIGHTS, None) as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from scalablevit_pl.weights.folder import (
     FILES,
     WEIGHTS,
     check_target,
+    count_parameters,
     describe,
     is_model_folder,
     read_config,
@@ -477,3 +478,10 @@ def test_the_last_of_two_entries_with_one_name_counts(folder: Path) -> None:
     text = (folder / CONFIG).read_text(encoding="utf-8").rstrip()
     (folder / CONFIG).write_text(text[:-1] + ', "num_classes": 4}', encoding="utf-8")
     assert "names 3 classes for a network with 4" in refusal(folder)
+
+
+def test_parameters_are_counted_without_building_the_network(folder: Path) -> None:
+    assert count_parameters(folder) == sum(parameter.numel() for parameter in small().parameters())
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is damaged, not a whole safetensors file"):
+        count_parameters(folder)
