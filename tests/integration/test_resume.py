@@ -1,18 +1,17 @@
 """Runs that are killed, stopped by a signal or started on several nodes end as the one that nothing happened to."""
 
-import csv
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finished_runs import assert_equal_runs, wait_for
 from integration.conftest import Run
 
 COMMAND = [sys.executable, "-m", "scalablevit_pl"]
@@ -69,45 +68,6 @@ def whole_of_two(folder: Path, scalablevit: Run) -> Path:
     return folder / "runs/two"
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until the run has written the checkpoint of a step."""
-    for _ in range(2400):
-        steps = [int(path.stem.removeprefix("step=")) for path in run.glob("checkpoints/step=*.ckpt")]
-        if max(steps, default=0) >= step:
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    raise TimeoutError(run)
-
-
-def assert_equal_runs(run: Path, expected: Path) -> None:
-    """Compare all of the last checkpoints, and metrics.csv without times and rates, to the last bit."""
-    last, expected_last = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (run, expected))
-    assert last["global_step"] == EPOCH * EPOCHS
-    for section in ("state_dict", "ema_state_dict", "optimizer_states", "lr_schedulers", "train_averages"):
-        assert differing(last[section], expected_last[section]) == [], section
-    assert last["ema_state_dict"].keys() == last["state_dict"].keys()
-    assert metrics(run) == metrics(expected)
-
-
-def differing(one: Any, other: Any, name: str = "") -> list[str]:
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, other) else [name]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        return [line for key in one for line in differing(one[key], other[key], f"{name}.{key}")]
-    if isinstance(one, list):
-        assert len(one) == len(other), name
-        return [line for index in range(len(one)) for line in differing(one[index], other[index], f"{name}.{index}")]
-    return [] if one == other else [name]
-
-
-def metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
-
-
 @pytest.mark.parametrize("step", [3, pytest.param(EPOCH, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     step: int, whole: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
@@ -126,7 +86,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert f"{newest.name}' as a checkpoint" in done.stderr
     assert "the one before it is taken" in done.stderr
     assert "is the newest whole checkpoint: resuming after step" in done.stderr
-    assert_equal_runs(run, whole)
+    assert_equal_runs(run, whole, EPOCH * EPOCHS)
 
 
 def test_a_killed_run_of_two_processes_ends_as_if_nothing_had_happened(
@@ -139,7 +99,7 @@ def test_a_killed_run_of_two_processes_ends_as_if_nothing_had_happened(
     process.wait()
     done = scalablevit("fit", f"--run={run.name}", "--resume=auto", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(run, whole_of_two)
+    assert_equal_runs(run, whole_of_two, EPOCH * EPOCHS)
 
 
 def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
@@ -174,7 +134,7 @@ def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < EPOCH * EPOCHS
     outputs = [task.communicate(timeout=240)[0] for task in submit()]
     assert "resuming after step" in outputs[0], outputs[0]
-    assert_equal_runs(run, whole_of_two)
+    assert_equal_runs(run, whole_of_two, EPOCH * EPOCHS)
 
 
 @pytest.mark.slow
@@ -200,7 +160,7 @@ def test_two_nodes_train_and_evaluate_as_one(
 
     ends = on_both(*FIT, *TWO)
     assert [status for status, _ in ends] == [0, 0], ends
-    assert_equal_runs(folder / "runs/nodes", whole_of_two)
+    assert_equal_runs(folder / "runs/nodes", whole_of_two, EPOCH * EPOCHS)
     ends = on_both("validate", "--trainer.limit_val_batches=1.0", "--data.batch_size=64")
     assert [status for status, _ in ends] == [0, 0], ends
     report = (folder / "runs/nodes/val.json").read_text()
