@@ -1,6 +1,6 @@
-"""A Hugging Face Hub on loopback, as far as the client huggingface_hub needs it, with faults.
+"""A Hugging Face Hub on loopback with the parts of its protocol that the tests use, and with faults on request.
 
-A repository of a model is called `owner/name`, one of data `datasets/owner/name`.
+A model's repository is named `owner/name`, a data set's `datasets/owner/name`.
 """
 
 import base64
@@ -29,7 +29,7 @@ GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to, and the role (of the token, and in each organization): read or write."""
+    """Owner of a token, with the role of the token and in each organization: read or write."""
 
     name: str
     role: str
@@ -44,7 +44,7 @@ class User:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a commit; an LFS file is a pointer in Git, which names the content by its SHA-256."""
+    """One file of a commit. An LFS file is a pointer in Git that names the content by its sha256."""
 
     data: bytes = field(repr=False)
     lfs: bool
@@ -68,14 +68,14 @@ class StoredFile:
         return self.sha256 if self.lfs else self.blob_id
 
     def lfs_info(self, key: str) -> dict[str, Any]:
-        """Return the section "lfs" of a listing, in which the hash is called "oid" or "sha256"."""
+        """Return the section "lfs" of a listing, with the hash under the key "oid" or "sha256"."""
         info = {key: self.sha256, "size": len(self.data), "pointerSize": len(self.pointer)}
         return {"lfs": info} if self.lfs else {}
 
 
 @dataclass(frozen=True)
 class Commit:
-    """An immutable state of all files, with the commits before it."""
+    """An immutable state of all files, with its parent."""
 
     files: Mapping[str, StoredFile]
     message: str
@@ -94,12 +94,11 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository of a model or of data."""
+    """A model's or a data set's repository."""
 
     name: str
     private: bool
     gated: bool
-    granted: set[str]
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -135,30 +134,29 @@ class Answer:
 
 
 class HubError(Exception):
-    """An answer of the Hub that the client turns into an exception."""
+    """An answer that the client turns into an exception."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **more: Any) -> None:
         super().__init__(message)
-        plain = message.encode("ascii", "replace").decode()  # a header takes no other letters
+        plain = message.encode("ascii", "replace").decode()  # the only characters in a header
         headers = {"X-Error-Message": plain} | ({"X-Error-Code": code} if code else {})
         self.answer = as_json({"error": message, **more}, status, headers)
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests that match."""
+    """A fault of the next requests that match."""
 
     kind: FaultKind
     match: re.Pattern[str]
     times: int
-    method: str | None
     status: int
     headers: Mapping[str, str]
     seconds: float
     after: int | None
 
     def spoil(self, body: bytes) -> bytes:
-        """Return the body as it is sent, of which "cut" and "reset" announce the true length."""
+        """Return the body as it is sent; "cut" and "reset" announce the true length."""
         place = len(body) // 2 if self.after is None else self.after
         if self.kind == "flip" and body:
             return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
@@ -167,12 +165,12 @@ class Fault:
 
 @dataclass
 class Request:
-    """A request, after its token has been looked up."""
+    """A request with the user that its token belongs to."""
 
     hub: "HubServer"
     method: str
     query: dict[str, list[str]]
-    headers: "Message[str, str]"  # finds a name in upper and lower case
+    headers: "Message[str, str]"  # finds a name in upper or lower case
     body: bytes
     user: User | None
 
@@ -188,10 +186,9 @@ class Request:
         return repo
 
     def opened(self, name: str) -> Repo:
-        """Return a repository whose files may be read, too."""
+        """Return a repository whose files may also be read."""
         repo = self.readable(name)
-        member = self.user and (self.user.may_read(repo.namespace) or self.user.name in repo.granted)
-        if repo.gated and not member:
+        if repo.gated and not (self.user and self.user.may_read(repo.namespace)):
             why = "you are not in the authorized list." if self.user else "you must be authenticated. Please log in."
             raise HubError(403 if self.user else 401, f"Access to model {name} is restricted and {why}", "GatedRepo")
         return repo
@@ -212,7 +209,7 @@ ROUTES: list[tuple[str, re.Pattern[str], Endpoint]] = []
 
 
 def route(method: str, path: str) -> Callable[[Endpoint], Endpoint]:
-    """Register a function for a path, whose {fields} become arguments."""
+    """Register a function for a path; the path's {fields} become its arguments."""
     fields = {"repo": "(?:datasets/)?[^/]+(?:/[^/]+)?", "path": ".+"}
     pattern = re.sub(r"{(\w+)}", lambda match: f"(?P<{match[1]}>{fields.get(match[1], '[^/]+')})", path)
 
@@ -263,12 +260,6 @@ def check_read(request: Request, repo: str) -> Answer:
     return as_json({})
 
 
-@route("GET", "/api/models/{repo}/auth-check/write")
-def check_write(request: Request, repo: str) -> Answer:
-    request.writable(repo)
-    return as_json({})
-
-
 @route("GET", "/api/models/{repo}/revision/{revision}")
 @route("GET", "/api/models/{repo}")
 def model_info(request: Request, repo: str, revision: str = "main") -> Answer:
@@ -286,7 +277,7 @@ def model_info(request: Request, repo: str, revision: str = "main") -> Answer:
 
 
 def entry(path: str, commit: Commit) -> dict[str, Any]:
-    """Return a file or folder as it stands in a listing."""
+    """Return a file's or folder's entry in a listing."""
     if path not in commit.files:
         return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
     file = commit.files[path]
@@ -331,7 +322,7 @@ def create_branch(request: Request, repo: str, branch: str) -> Answer:
 
 @route("POST", "/api/validate-yaml")
 def validate_yaml(request: Request) -> Answer:
-    """Accept whatever begins like a mapping; there is no YAML parser in the standard library."""
+    """Accept anything that starts like a mapping: the standard library has no YAML parser."""
     header = re.match(r"---\s*\n(.*?)^---\s*$", request.json["content"], re.DOTALL | re.MULTILINE)
     lines = [line for line in header[1].splitlines() if line.strip() and line[0] != "#"] if header else []
     if lines and not re.match(r"[\w\"'.-]+\s*:(\s|$)|{", lines[0]):
@@ -387,37 +378,23 @@ def lfs_upload(request: Request, repo: str, oid: str) -> Answer:
 @route("POST", "/api/models/{repo}/commit/{revision}")
 def make_commit(request: Request, repo: str, revision: str) -> Answer:
     found = request.writable(repo)
-    if request.query.get("create_pr"):
-        raise HubError(403, "Pull requests are disabled for this repository")
     if revision not in found.branches:
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     header, *operations = [json.loads(line) for line in request.body.splitlines()]
-    parent = header["value"].get("parentCommit")
-    if parent is not None and parent != found.at(revision).sha:
-        raise HubError(412, "A commit has happened since. Please refresh and try again.")
     files = dict(found.at(revision).files)
     for operation in operations:
-        apply(operation["key"], operation["value"], files, found)
+        files[operation["value"]["path"]] = uploaded(operation["key"], operation["value"], found)
     oid = found.commit(revision, files, header["value"]["summary"]).sha
     return as_json({"success": True, "commitOid": oid, "commitUrl": f"{request.hub.endpoint}/{repo}/commit/{oid}"})
 
 
-def apply(key: str, value: dict[str, Any], files: dict[str, StoredFile], repo: Repo) -> None:
-    """Carry out one operation of a commit."""
-    path = value["path"]
+def uploaded(key: str, value: dict[str, Any], repo: Repo) -> StoredFile:
+    """Return the file of one operation of a commit, whose content is in the commit or was uploaded before."""
     if key == "file":
-        files[path] = StoredFile(base64.b64decode(value["content"]), lfs=False)
-    elif key == "lfsFile":
-        if value["oid"] not in repo.objects:
-            raise HubError(400, f"LFS pointer pointed to a file that does not exist: {value['oid']}")
-        files[path] = StoredFile(repo.objects[value["oid"]], lfs=True)
-    else:
-        below = path.rstrip("/") + "/"
-        gone = [name for name in files if (name.startswith(below) if key == "deletedFolder" else name == path)]
-        if not gone:
-            raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        for name in gone:
-            del files[name]
+        return StoredFile(base64.b64decode(value["content"]), lfs=False)
+    if value["oid"] not in repo.objects:
+        raise HubError(400, f"LFS pointer pointed to a file that does not exist: {value['oid']}")
+    return StoredFile(repo.objects[value["oid"]], lfs=True)
 
 
 @route("HEAD", "/{repo}/resolve/{revision}/{path}")
@@ -443,7 +420,7 @@ def lfs_download(request: Request, repo: str, oid: str) -> Answer:
 
 
 def content(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
-    """Return the content of a file, or the range of it that was asked for."""
+    """Return the content of a file, or the requested range of it."""
     headers |= {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
     if asked is None:
@@ -457,7 +434,7 @@ def content(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets the Hub answer it and sends the answer with the fault that was ordered."""
+    """Read a request, have the Hub answer it, and send the answer with its fault."""
 
     protocol_version = "HTTP/1.1"
     server: "_Server"
@@ -509,14 +486,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _reset(self) -> None:
-        """Close the connection with a reset; the file object has to be closed for the socket to be."""
+        """Reset the connection. The socket closes only after the file object."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.rfile.close()
         self.connection.close()
 
 
 class _Server(ThreadingHTTPServer):
-    """Knows its Hub and its connections, so that closing it ends the kept-alive ones, too."""
+    """Know the connections, so that closing the server also ends those that are kept alive."""
 
     daemon_threads = True
 
@@ -540,7 +517,7 @@ class _Server(ThreadingHTTPServer):
         super().close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about clients that went away."""
+        """Ignore clients that have disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -553,11 +530,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class HubServer:
-    """The Hub with its users and repositories, answering at `endpoint` until it is closed.
+    """A Hub with users and repositories that answers at `endpoint` until it is closed.
 
-    The content of LFS files is served at another port, `storage`, as by the real Hub's CDN: the client follows
-    redirections that stay at the endpoint, and sends its token there. All requests are logged in `requests` (method and
-    path, with the query), their headers, with names in lower case, in `headers`.
+    LFS files are served at another port, `storage`, like the CDN of the real Hub, which must not receive the token.
+    All requests are logged in `requests` (method, path with query), and their headers in `headers` (names in lower
+    case).
     """
 
     def __init__(self) -> None:
@@ -579,26 +556,26 @@ class HubServer:
         self.close()
 
     def close(self) -> None:
-        """Stop answering, also the requests that hang."""
+        """Stop answering, including requests that hang."""
         self._closing.set()
         for server in self._servers:
             server.stop()
 
     def add_user(self, token: str, name: str, role: str = "write", orgs: Mapping[str, str] | None = None) -> None:
-        """Add a token of a user; `orgs` maps an organization to the role in it."""
+        """Add a token of a user; `orgs` maps each organization to the user's role."""
         with self._lock:
             self._users[token] = User(name, role, dict(orgs or {}))
 
-    def add_repo(self, repo_id: str, private: bool = False, gated: bool = False, granted: Iterable[str] = ()) -> None:
-        """Add a repository with its first commit; the users `granted` may read a gated one."""
+    def add_repo(self, repo_id: str, private: bool = False, gated: bool = False) -> None:
+        """Add a repository with a first commit."""
         with self._lock:
-            repo = self.repos[repo_id] = Repo(repo_id, private, gated, set(granted))
+            repo = self.repos[repo_id] = Repo(repo_id, private, gated)
             repo.commit("main", {".gitattributes": StoredFile(GIT_ATTRIBUTES, lfs=False)}, "initial commit")
 
     def commit(
         self, repo_id: str, files: Mapping[str, bytes | None], message: str = "Change files", revision: str = "main"
     ) -> str:
-        """Put files into a branch (None deletes one) and return the commit's hash."""
+        """Commit files to a branch (None deletes one) and return the commit's hash."""
         with self._lock:
             repo = self.repos[repo_id]
             changed = {
@@ -619,7 +596,7 @@ class HubServer:
             return {path: file.data for path, file in self.repos[repo_id].at(revision).files.items()}
 
     def downloads(self, repo_id: str) -> list[str]:
-        """Return the large files of a repository that have been fetched, in the order of the requests."""
+        """Return the large files of a repository that were downloaded, in the order of the requests."""
         targets = [urlsplit(path) for method, path in self.requests if method == "GET"]
         fetched = [url for url in targets if url.path.startswith(f"/cdn/{repo_id}/")]
         return [parse_qs(url.query)["filename"][0] for url in fetched]
@@ -634,37 +611,36 @@ class HubServer:
         kind: FaultKind,
         match: str,
         times: int = 1,
-        method: str | None = None,
         *,
         status: int = 500,
         headers: Mapping[str, str] | None = None,
         seconds: float = 3600,
         after: int | None = None,
     ) -> None:
-        """Let the next requests suffer whose "METHOD /path?query" matches a regular expression.
+        """Add a fault to the next requests whose "METHOD /path?query" matches a regular expression.
 
-        "status": an error, without doing the work. "cut", "reset": the connection ends, or is reset, in the body, after
-        `after` bytes (half of them if not given). "truncate": only those bytes, as if they were all. "flip": one bit of
-        the byte there is wrong. "hang": the work and the answer begin after `seconds`. "lose": the work is done, but
-        the connection closed without an answer.
+        "status": an error status, and the request has no effect. "cut", "reset": the connection is closed or reset
+        after `after` bytes of the body (by default half). "truncate": the body ends there, and so does its announced
+        length. "flip": one bit of the byte there is wrong. "hang": the request starts after `seconds`. "lose": the
+        request has its effect, but the connection is closed without an answer.
         """
         with self._lock:
             pattern = re.compile(match)
-            self.faults.append(Fault(kind, pattern, times, method, status, headers or {}, seconds, after))
+            self.faults.append(Fault(kind, pattern, times, status, headers or {}, seconds, after))
 
     def _take_note(self, method: str, path: str, headers: dict[str, str]) -> Fault | None:
-        """Log a request and return the fault it is to suffer."""
+        """Log a request and return its fault."""
         with self._lock:
             self.requests.append((method, path))
             self.headers.append(headers)
             for fault in self.faults:
-                if fault.times > 0 and fault.method in {None, method} and fault.match.search(f"{method} {path}"):
+                if fault.times > 0 and fault.match.search(f"{method} {path}"):
                     fault.times -= 1
                     return fault
         return None
 
     def _answer(self, method: str, target: str, headers: "Message[str, str]", body: bytes) -> Answer:
-        """Find the endpoint and call it."""
+        """Find the endpoint of a request and call it."""
         url = urlsplit(target)
         path = url.path.replace("/api/datasets/", "/api/models/datasets/", 1)
         with self._lock:

@@ -361,18 +361,13 @@ TRANSIENT = [
     ("truncate", "GET /api/models/", {"times": 2}),
     ("lose", "GET /api/models/", {"times": 2}),
     ("status", "HEAD .*safetensors", {"times": 2}),
-    ("reset", "HEAD .*config", {"times": 2}),
     ("lose", "HEAD .*safetensors", {"times": 2}),
     ("status", "GET /cdn/", {"times": 2, "status": 503}),
-    ("status", "GET .*resolve.*config", {"times": 2}),
     ("cut", "GET /cdn/", {"times": 2}),
     ("reset", "GET /cdn/", {"times": 2}),
-    ("reset", "GET .*resolve.*config", {"times": 2}),
     ("truncate", "GET /cdn/", {"times": 2}),
-    ("lose", "GET /cdn/", {"times": 2}),
     ("flip", "GET /cdn/", {"times": 2}),
     ("flip", "GET .*resolve.*config", {"times": 2}),
-    ("flip", "GET .*resolve.*README", {"times": 1}),
 ]
 BREAKS_OFF = ["ENDPOINT", "breaks off", "try again later"]
 LASTING = [
