@@ -1,4 +1,4 @@
-"""The command `doctor`: looks at all that a fit needs before it begins, and says what to do about each finding."""
+"""The command `doctor`: check everything a fit needs, and suggest a fix for each problem."""
 
 import sys
 from types import SimpleNamespace
@@ -11,10 +11,10 @@ from scalablevit_pl.experiment.start import parse_fit
 
 
 def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
-    """Return the doctor's own options, and the others, which are those of a fit.
+    """Return the doctor's own options, and the remaining ones, which are those of a fit.
 
     Raises:
-        ValueError: If a value is none, or out of its range.
+        ValueError: If a value is invalid or out of range.
     """
     parser = OptionParser("doctor")
     parser.add_argument("--images", type=int, default=200)
@@ -30,15 +30,14 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
 
 
 def diagnose(options: list[str]) -> int:
-    """Check a fit, print the findings and return the exit status: 1 if a check fails, else 0.
+    """Check a fit, print the findings, and return the exit status: 1 if a check fails, else 0.
 
     Args:
-        options: The doctor's own, and those of the fit.
+        options: The doctor's own options, and those of the fit.
     """
     own, others = read_options(options)
-    with progress_bars(shown=False), quiet():  # the findings say it, and what is said of the timed steps means nothing
-        examination = Examination(*parse_fit(others), own)
-        findings = list(examination.findings())
+    with progress_bars(shown=False), quiet():  # the findings replace the log
+        findings = list(Examination(*parse_fit(others), own).findings())
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}
     sys.stdout.write("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()) + "\n")
     return 1 if counts["FAIL"] else 0

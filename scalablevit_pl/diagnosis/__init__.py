@@ -1,1 +1,1 @@
-"""What is looked at before a long run: one file for each kind of thing, and `examination` for their order."""
+"""Checks before a long run: one file for each subject, and `examination` for their order."""

@@ -1,4 +1,4 @@
-"""The checks of a fit's data: where they lie, whether they fit on the disk, what they hold."""
+"""The checks of a fit's data: access, free space, content."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,50 +12,45 @@ from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.data.source import local_folder, may_be_hub_id
 from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.diagnosis import data, disk, hub
-from scalablevit_pl.diagnosis.finding import Finding, found
+from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.explanation import explain
 
 
 class DataExamination:
-    """The checks of a fit's data, each of which needs what those before it found.
+    """The checks of a fit's data; each uses what the earlier ones found.
 
     Args:
-        datamodule: Of the fit; None if it could not be built.
-        options: As `read_options` gives them.
+        datamodule: The datamodule of the fit; None if it could not be built.
+        options: The options from `read_options`.
 
     Attributes:
-        loaded: Whether the training data are there and were loaded.
+        known: Whether the datamodule is a `BaseDataModule`, so that its content can be examined.
+        loaded: Whether the training data is available and was loaded.
     """
 
     def __init__(self, datamodule: Any, options: SimpleNamespace) -> None:
         self.datamodule = datamodule
         self.options = options
-        self.ours = isinstance(datamodule, BaseDataModule)
+        self.known = isinstance(datamodule, BaseDataModule)
+        self.on_hub = self.known and may_be_hub_id(datamodule.dataset)
         self.listing: hub.Listing | None = None
-        self.space = True  # on the disk, for the data
+        self.fits = True  # on the disk
         self.loaded = False
 
-    def look_at_hub(self) -> Iterator[Finding]:
-        """Tell whether the Hub gives the data, if they come from there."""
-        if not self.from_hub():
+    def check_hub(self) -> Iterator[Finding]:
+        """Check that the data can be read from the Hub, if that is where it comes from."""
+        if not self.on_hub:
             return
         token = hub.check_token()
         yield token
-        if token.what == "Hub":  # offline
-            return
-        access, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
-        yield from access
+        if not constants.HF_HUB_OFFLINE:
+            access, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
+            yield from access
 
-    def from_hub(self) -> bool:
-        """Tell whether the data lie on the Hub."""
-        return self.ours and may_be_hub_id(self.datamodule.dataset)
-
-    def look_at_data_disk(self) -> Iterator[Finding]:
-        """Compare the space on the disk with what the data will take."""
-        if not self.ours:
-            return
+    def check_disk(self) -> Iterator[Finding]:
+        """Compare the free space with the size of the data."""
         downloads, copies = hub.cache_folders()
-        folder = local_folder(self.datamodule.dataset)
+        folder = local_folder(self.datamodule.dataset) if self.known else None
         if folder is not None:
             size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
             needs = {copies: size} if size else {}
@@ -70,86 +65,91 @@ class DataExamination:
             return
         prepared = sum(path.stat().st_size for path in copies.rglob("*.arrow")) >= size
         for finding in disk.check_data_space(needs, prepared):
-            self.space = self.space and finding.status != "FAIL"
+            self.fits = self.fits and finding.status != "FAIL"
             yield finding
 
-    def look_at_data(self, trainer: Any) -> Iterator[Finding]:
-        """Load the data as a fit does, unless that would download them, and count them.
+    def check_splits(self, processes: int) -> Iterator[Finding]:
+        """Load the data as a fit does, unless that would download it, and count its images.
 
         Args:
-            trainer: Says how many processes share the data.
+            processes: Number of training processes that share the data.
         """
         if self.datamodule is None:
             return
-        if not self.available():
+        if not self.prepare():
             yield self.not_fetched()
             return
-        self.datamodule.trainer = trainer
+        self.datamodule.processes = processes
         self.datamodule.setup("fit")
         self.loaded = True
-        if self.ours:
-            yield data.check_counts(self.datamodule.images, self.datamodule.commit)
+        if self.known:
+            yield data.count_images(self.datamodule.images, self.datamodule.commit)
         else:
-            text = f"{type(self.datamodule).__name__} is none of this package's: not looked into"
+            text = f"{type(self.datamodule).__name__} is not a BaseDataModule: its content was not checked"
             yield Finding("warn", "data", text)
 
-    def available(self) -> bool:
-        """Bring the data into the cache, or tell that they are not there and are not to be downloaded."""
-        if not self.from_hub() or (self.options.download and self.space):
-            if not self.space:
+    def prepare(self) -> bool:
+        """Prepare the data for a fit, and return whether it is available without a download that was not asked for."""
+        if not self.known:
+            self.datamodule.prepare_data()
+        elif not self.on_hub or (self.options.download and self.fits):
+            if not self.fits:
                 return False
             with progress_bars(shown=self.options.download):
-                self.prepare()
-            return True
-        try:
-            with hub.offline():
-                self.prepare()
-        except (ValueError, OSError):
-            return False
+                self.datamodule.prepare("fit")
+        else:
+            try:
+                with hub.offline():
+                    self.datamodule.prepare("fit")
+            except (ValueError, OSError):
+                return False
         return True
 
-    def prepare(self) -> None:
-        """Prepare what a fit needs of the data."""
-        if self.ours:
-            self.datamodule.prepare("fit")
-        else:
-            self.datamodule.prepare_data()
-
     def not_fetched(self) -> Finding:
-        """Say why the data were not looked into."""
-        if not self.space:
-            return Finding("FAIL", "data", "not looked into, since they do not fit on the disk", "make space first")
-        text = f"{self.datamodule.dataset} is not in the cache, and its images were not looked at"
+        """Return why the data was not loaded."""
+        if not self.fits:
+            return Finding("FAIL", "data", "not checked, because it does not fit on the disk", "free space first")
+        text = f"{self.datamodule.dataset} is not in the cache, so its images were not checked"
         if constants.HF_HUB_OFFLINE:
-            return Finding("FAIL", "data", text, "unset HF_HUB_OFFLINE, or bring them into the cache beforehand")
+            return Finding("FAIL", "data", text, "unset HF_HUB_OFFLINE, or download it beforehand")
         if self.listing is None:
-            return Finding("FAIL", "data", text, "mend what keeps the Hub from giving them")
-        remedy = "fetch them and look with --download; a fit fetches them, too"
-        return Finding("warn", "data", text, remedy)
+            return Finding("FAIL", "data", text, "fix the access to the Hub")
+        return Finding("warn", "data", text, "download and check it with --download; a fit also downloads it")
 
-    def look_at_test_data(self) -> Iterator[Finding]:
+    def check_classes(self) -> Iterator[Finding]:
+        """Report the classes, and the number of images in each if the images have labels."""
+        names = self.datamodule.class_names
+        if not names:
+            return
+        yield data.describe_classes(names, getattr(self.datamodule, "class_order", None))
+        for part, images in self.datamodule.images.items():
+            labels = getattr(self.datamodule, "labels", {}).get(images.split)
+            if labels is not None:
+                yield data.check_histogram(part, labels[images.indices].tolist(), names)
+
+    def check_test_split(self) -> Iterator[Finding]:
         """Load the test images, which training does not need."""
         if not self.loaded:
             return
         try:
             self.datamodule.setup("test")
         except ValueError as error:
-            yield found("test data", explain(error) or str(error), "warn")
+            yield from_sentence("test data", explain(error) or str(error), "warn")
             return
-        if self.ours:
+        if self.known:
             images = self.datamodule.images["test"]
             yield Finding("ok", "test data", f"{len(images):,} images of split {images.split!r}")
 
-    def look_at_images(self) -> Iterator[Finding]:
+    def check_images(self) -> Iterator[Finding]:
         """Decode a sample of each part."""
-        if self.loaded and self.ours:
+        if self.loaded and self.known:
             for part, images in self.datamodule.images.items():
-                yield data.check_images(part, data.look_at_images(images, self.options.images))
+                yield data.check_sample(part, data.decode_sample(images, self.options.images))
 
 
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Let `datasets` show how it gets on, or not, for the time of a block."""
+    """Show or hide the progress bars of `datasets` inside the block."""
     before = not datasets.are_progress_bars_disabled()
     switches = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
     switches[shown]()

@@ -1,4 +1,4 @@
-"""One thing that was looked at, how it is, and what to do about it."""
+"""A result of a check: status, subject, text and remedy."""
 
 import re
 import textwrap
@@ -8,7 +8,7 @@ from typing import Literal
 Status = Literal["ok", "warn", "FAIL"]
 COLUMNS = 80
 SENTENCE = re.compile(r"(.*)[:;] (.*)", re.DOTALL)
-WIDTHS = (4, 13)  # of the status and of what was looked at
+WIDTHS = (4, 13)  # of status and subject
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Finding:
     """A row of the doctor's table.
 
     Attributes:
-        status: `ok`, `warn` for what a run can live with, `FAIL` for what it cannot.
-        what: What was looked at, in a word or two.
-        text: How it is.
-        remedy: What to do about it, if something is to be done.
+        status: `ok`, `warn` for a problem a run can tolerate, `FAIL` for one it cannot.
+        what: The subject, in a word or two.
+        text: What was found.
+        remedy: What to do about it, if anything.
     """
 
     status: Status
@@ -28,27 +28,27 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Write the row in 80 columns, the remedy on lines of its own."""
+        """Format the row in 80 columns, with the remedy on its own lines."""
         head = f"{self.status:<{WIDTHS[0]}}  {self.what:<{WIDTHS[1]}}  "
         rows = _wrapped(self.text, head) + (_wrapped(f"→ {self.remedy}", " " * len(head), "  ") if self.remedy else [])
         return "\n".join(rows)
 
 
 def _wrapped(text: str, head: str, hanging: str = "") -> list[str]:
-    # Names of files and classes are broken only if they are longer than a line, and never at their hyphens.
+    # Names of files and classes are only broken if they are longer than a line, and never at their hyphens.
     following = " " * len(head) + hanging
     lines = textwrap.wrap(text, COLUMNS, initial_indent=head, subsequent_indent=following, break_on_hyphens=False)
     return lines or [head.rstrip()]
 
 
-def found(what: str, sentence: str, status: Status = "FAIL") -> Finding:
-    """Make a row of an error's sentence, in which the remedy stands behind the last colon or semicolon."""
+def from_sentence(what: str, sentence: str, status: Status = "FAIL") -> Finding:
+    """Split the sentence of an error into text and remedy, which follows the last colon or semicolon."""
     parts = SENTENCE.fullmatch(sentence)
     return Finding(status, what, parts[1], parts[2]) if parts else Finding(status, what, sentence)
 
 
 def gigabytes(size: float) -> str:
-    """Write a number of bytes for people: `1.2 GB`, `350 MB`, `12 kB`."""
+    """Format a number of bytes: `1.2 GB`, `350 MB`, `12 kB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
@@ -56,6 +56,6 @@ def gigabytes(size: float) -> str:
 
 
 def listed(names: list[str], limit: int = 5) -> str:
-    """Write the first names of a list, and how many more there are."""
+    """Join the first names of a list, and say how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,8 +1,8 @@
-"""Whether the Hub gives a data set, and how much of it a run would fetch."""
+"""Access to a data set on the Hub, and the size of what a run downloads."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,38 +10,33 @@ from typing import Any
 import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
-from scalablevit_pl.diagnosis.finding import Finding, found
+from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.weights.hub.client import HubError, hub_errors, retry
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set's repository at one commit.
-
-    Attributes:
-        commit: The commit.
-        sizes: Bytes of each file.
-    """
+    """The files of a data repository at a commit, with their sizes in bytes."""
 
     commit: str
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_token() -> Finding:
-    """Tell whose token the Hub will see."""
+    """Report the user whose token the Hub will see."""
     if constants.HF_HUB_OFFLINE:
-        text = "HF_HUB_OFFLINE is set: only what is in the cache can be used"
-        return Finding("warn", "Hub", text, "unset it to have the Hub looked at")
+        text = "HF_HUB_OFFLINE is set: only the cache can be used"
+        return Finding("warn", "Hub", text, "unset it to check the Hub")
     if get_token() is None:
-        return Finding("ok", "Hub token", "none, which does for data that are neither gated nor private")
+        return Finding("ok", "Hub token", "none, which is enough for data that is neither gated nor private")
     user, problem = _ask(lambda: HfApi().whoami(), "your account", None)
     if user is None:
-        return found("Hub token", str(problem))
+        return from_sentence("Hub token", str(problem))
     return Finding("ok", "Hub token", f"of {user['name']}")
 
 
 def check_repository(dataset: str, revision: str | None) -> tuple[list[Finding], Listing | None]:
-    """Tell whether a data set can be read from the Hub, and list its files if it can.
+    """Check that a data set can be read from the Hub, and list its files if it can.
 
     Args:
         dataset: Its id on the Hub.
@@ -49,26 +44,23 @@ def check_repository(dataset: str, revision: str | None) -> tuple[list[Finding],
     """
     api, name = HfApi(), f"datasets/{dataset}"
     info, problem = _ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
-    if info is None:
-        return [found("Hub access", str(problem))], None
     # The list of a gated repository's files is public; its files are not.
-    if info.gated or info.private:
+    if info is not None and (info.gated or info.private):
         _, problem = _ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
-        if problem is not None:
-            return [found("Hub access", problem)], None
+    if problem is not None:
+        return [from_sentence("Hub access", problem)], None
     listing = Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
     kind = "gated, and its terms are accepted" if info.gated else "private" if info.private else "public"
-    pinned = revision == info.sha
     text = f"{dataset} can be read ({kind}), commit {info.sha}"
-    if pinned:
+    if revision == info.sha:
         return [Finding("ok", "Hub access", text)], listing
-    asked = f"revision {revision!r}" if revision else "no revision"
+    given = f"revision {revision!r} is" if revision else "no revision is"
     remedy = f"pin it with --data.revision {info.sha}"
-    return [Finding("warn", "Hub access", f"{text}; {asked} is asked for, which may move on", remedy)], listing
+    return [Finding("warn", "Hub access", f"{text}; {given} given, so later runs may get other data", remedy)], listing
 
 
 def _ask(call: Callable[[], Any], name: str, revision: str | None) -> tuple[Any, str | None]:
-    """Return what the Hub answers, or one sentence for why it does not."""
+    """Return the Hub's answer, or one sentence for why there is none."""
     try:
         with hub_errors(name, revision):
             return retry(call), None
@@ -77,11 +69,11 @@ def _ask(call: Callable[[], Any], name: str, revision: str | None) -> tuple[Any,
 
 
 def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Return the data files that some splits take, with their sizes: those that bear a split's name, or else all.
+    """Return the data files of some splits with their sizes: those with a split's name in theirs, or else all.
 
     Args:
         sizes: Bytes of each file of the repository.
-        splits: The splits that are wanted, each with the words that mean it in a file's name.
+        splits: The splits, each with the words that mean it in a file's name.
     """
     tables = {name: size for name, size in sizes.items() if name.endswith(".parquet")}
     words = {word for synonyms in splits.values() for word in synonyms}
@@ -90,7 +82,7 @@ def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ..
 
 
 def missing_bytes(dataset: str, commit: str, sizes: Mapping[str, int]) -> int:
-    """Return how much of the files is not in the cache."""
+    """Return the bytes of files that are not in the cache."""
 
     def cached(name: str) -> bool:
         return isinstance(try_to_load_from_cache(dataset, name, revision=commit, repo_type="dataset"), str)
@@ -99,19 +91,16 @@ def missing_bytes(dataset: str, commit: str, sizes: Mapping[str, int]) -> int:
 
 
 def cache_folders() -> tuple[Path, Path]:
-    """Return where downloaded files lie, and where `datasets` keeps its Arrow copies."""
+    """Return the folder of downloaded files, and that of the Arrow copies of `datasets`."""
     return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let nothing ask the Hub for the time of a block: what is in the cache has to do."""
-    places: list[tuple[Any, str]] = [(constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
-    before = [getattr(module, name) for module, name in places]
-    try:
-        for module, name in places:
-            setattr(module, name, True)
+    """Use only the cache inside the block."""
+    modules: tuple[Any, ...] = (constants, datasets.config)
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(setattr, module, "HF_HUB_OFFLINE", module.HF_HUB_OFFLINE)
+            module.HF_HUB_OFFLINE = True
         yield
-    finally:
-        for (module, name), value in zip(places, before, strict=True):
-            setattr(module, name, value)

@@ -1,7 +1,6 @@
-"""What a run finds on the machine: versions, devices, precision, cores, shared memory."""
+"""The machine of a run: versions, devices, precision, cores, shared memory."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -16,26 +15,26 @@ from scalablevit_pl.diagnosis.finding import Finding, gigabytes, listed
 PACKAGES = ("torch", "lightning", "timm", "datasets")
 MALICIOUS = ("2.6.2", "2.6.3")  # releases of lightning that ran foreign code
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCHED = 2  # batches that each of a loader's processes makes ahead
+PREFETCHED = 2  # batches that each loader process makes ahead
 
 
 def check_versions() -> Finding:
-    """Name the versions of what the numbers of a run depend on."""
+    """Report the versions that the numbers of a run depend on."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     text = ", ".join([f"python {platform.python_version()}", *(" ".join(pair) for pair in versions.items())])
     if versions["lightning"] in MALICIOUS:
-        remedy = "pip install -U lightning, and change the passwords and tokens that this machine knew"
-        return Finding("FAIL", "versions", f"{text}; this lightning was a malicious release", remedy)
+        remedy = "pip install -U lightning, and change the passwords and tokens on this machine"
+        return Finding("FAIL", "versions", f"{text}; this lightning is a malicious release", remedy)
     return Finding("ok", "versions", text)
 
 
 def device_remedy(accelerator: str, devices: Any) -> str:
-    """Return what to do where Lightning does not make a trainer of these settings."""
+    """Return what to do if Lightning cannot build a trainer with these settings."""
     count = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and count == 0:
-        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs alone"
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
         return (
-            f"run on a machine with a GPU (nvidia-smi shows it; the torch here is built {built}), or set "
+            f"run on a machine with a GPU (nvidia-smi lists it; this torch is built {built}), or set "
             "--trainer.accelerator auto"
         )
     if accelerator in ("gpu", "cuda") and isinstance(devices, int | str) and str(devices).isdecimal():
@@ -44,36 +43,31 @@ def device_remedy(accelerator: str, devices: Any) -> str:
 
 
 def check_devices(trainer: pl.Trainer) -> Finding:
-    """Name the devices that a run takes on this machine."""
+    """Report the devices that a run uses on this machine."""
     kind, count = trainer.strategy.root_device.type, trainer.num_devices
-    nodes = f" on each of {trainer.num_nodes} nodes, of which this one was looked at" if trainer.num_nodes > 1 else ""
+    nodes = f" on each of {trainer.num_nodes} nodes, of which this one was checked" if trainer.num_nodes > 1 else ""
     if kind == "cuda":
         properties = [torch.cuda.get_device_properties(index) for index in trainer.device_ids]
         names = sorted({f"{card.name} ({gigabytes(card.total_memory)})" for card in properties})
         return Finding("ok", "devices", f"{count} × {listed(names)}{nodes}")
     text = f"{count} process(es) on {kind}{nodes}"
     if kind == "cpu" and torch.cuda.is_available():
-        return Finding("warn", "devices", f"{text}, and a GPU is left idle", "set --trainer.accelerator gpu")
+        return Finding("warn", "devices", f"{text}, although there is a GPU", "set --trainer.accelerator gpu")
     return Finding("ok", "devices", text)
 
 
 def check_precision(precision: str, device: torch.device) -> Finding:
-    """Tell whether a device computes in the precision that is asked for."""
+    """Check that a device supports a precision."""
     text = f"{precision} on {device.type}"
     if precision.startswith("16") and device.type == "cpu":
-        text = f"{text}: there is no mixed precision with float16 there"
-        return Finding("warn", "precision", text, "set --trainer.precision bf16-mixed or 32-true")
+        remedy = "set --trainer.precision bf16-mixed or 32-true"
+        return Finding("warn", "precision", f"{text}: CPUs have no mixed precision with float16", remedy)
     if precision.startswith("bf16") and device.type == "cpu":
         return Finding("warn", "precision", f"{text} may be slower than float32", "set --trainer.precision 32-true")
     if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         text = f"{text}: the device has no bfloat16 and would emulate it slowly"
         return Finding("warn", "precision", text, "set --trainer.precision 16-mixed")
     return Finding("ok", "precision", text)
-
-
-def core_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_cores(workers: int, processes: int, cores: int) -> Finding:
@@ -87,14 +81,14 @@ def check_cores(workers: int, processes: int, cores: int) -> Finding:
     text = f"{cores} core(s) for {processes} × {workers} loader process(es)"
     if workers * processes <= cores:
         return Finding("ok", "cores", text)
-    fitting = cores // processes
-    return Finding("warn", "cores", f"{text}, which have to share them", f"set --data.num_workers to {fitting}")
+    remedy = f"set --data.num_workers to {cores // processes}"
+    return Finding("warn", "cores", f"{text}, which must share them", remedy)
 
 
 def check_shared_memory(
     workers: int, processes: int, batch_bytes: int, folder: Path = SHARED_MEMORY
 ) -> Iterator[Finding]:
-    """Compare the memory through which loader processes hand over batches with what they keep there.
+    """Compare the shared memory with the batches that loader processes keep there.
 
     Args:
         workers: Loader processes of each training process.
@@ -104,10 +98,10 @@ def check_shared_memory(
     """
     if workers == 0 or not folder.is_dir():
         return
-    # Every loader process makes batches ahead, and one more is in the training process's hands.
+    # Each loader process makes batches ahead, and the training process holds one more.
     needed = processes * (workers * PREFETCHED + 1) * batch_bytes
     free = shutil.disk_usage(folder).free
-    text = f"{gigabytes(needed)} of batches on their way, {gigabytes(free)} free in {folder}"
+    text = f"{gigabytes(needed)} of prefetched batches, {gigabytes(free)} free in {folder}"
     if needed <= free:
         yield Finding("ok", "shared memory", text)
     else:

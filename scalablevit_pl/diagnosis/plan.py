@@ -1,53 +1,23 @@
-"""What a recipe comes to on the devices that are asked for: batch, learning rate, steps."""
+"""The size of a fit on the given devices: batch, learning rate, steps."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 
 from scalablevit_pl.diagnosis.finding import Finding
+from scalablevit_pl.tasks.fit import FitShape
 
 
-@dataclass
-class PlannedFit:
-    """What a task asks its trainer for when it builds optimizer and schedule, without any process being started.
-
-    Attributes:
-        num_training_batches: Batches of an epoch on each process.
-        estimated_stepping_batches: Optimizer steps of the whole training; infinite if it has no end.
-        accumulate_grad_batches: Batches of an optimizer step.
-        world_size: Processes on all machines.
-        train_dataloader: The loader of one process.
-        precision: What is computed in.
-        gradient_clip_val: At what gradients are clipped.
-        precision_plugin: Lightning's part for it.
-    """
-
-    num_training_batches: int
-    estimated_stepping_batches: float
-    accumulate_grad_batches: int
-    world_size: int
-    train_dataloader: Any
-    precision: str
-    gradient_clip_val: float | None
-    precision_plugin: Any
-
-    @property
-    def fit_loop(self) -> Self:
-        """Stand in for Lightning's loop."""
-        return self
-
-    def setup_data(self) -> None:
-        """Do nothing, as the loader is there."""
-
-
-def plan_fit(trainer: pl.Trainer, loader: Any) -> PlannedFit:
-    """Count batches and steps as Lightning does.
+def planned_shape(trainer: pl.Trainer, loader: Any) -> FitShape:
+    """Count batches and steps as Lightning does, without starting the fit.
 
     Args:
-        trainer: As the recipe asks for it.
+        trainer: The trainer of the recipe.
         loader: The training loader of one of its processes.
+
+    Raises:
+        ValueError: If the number of steps or the batch size is unknown.
     """
     batches, limit = len(loader), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
@@ -56,28 +26,34 @@ def plan_fit(trainer: pl.Trainer, loader: Any) -> PlannedFit:
     steps = epochs * math.ceil(batches / accumulated) if batches else 0
     if trainer.max_steps >= 0:
         steps = min(steps, trainer.max_steps)
-    clipping = trainer.gradient_clip_val
-    counts = (batches, steps, accumulated, trainer.world_size)
-    return PlannedFit(*counts, loader, str(trainer.precision), clipping, trainer.precision_plugin)
-
-
-def check_plan(task: Any, planned: PlannedFit) -> Finding:
-    """Say what the run will resolve, and whether the learning rate is scaled."""
-    before, task.trainer = task._trainer, planned
-    try:
-        task.configure_optimizers()
-    finally:
-        task.trainer = before
-    resolved = task.resolved
-    per_process = resolved["global_batch"] // (planned.accumulate_grad_batches * planned.world_size)
-    text = (
-        f"batch of {resolved['global_batch']:,} ({per_process} × {planned.accumulate_grad_batches} accumulated × "
-        f"{planned.world_size} process(es)), learning rate {resolved['lr']:.4g}, {resolved['total_steps']:,} steps, "
-        f"{resolved['warmup_steps']:,} of them warm-up, {resolved['steps_per_epoch']:,} steps and "
-        f"{resolved['samples_per_epoch']:,} samples an epoch"
+    if not 0 < steps < math.inf or loader.batch_size is None:
+        raise ValueError(
+            f"the schedule needs a known number of steps and batch size, got {steps} steps and a batch size of "
+            f"{loader.batch_size}: set --trainer.max_steps or --trainer.max_epochs, and use a loader with a batch size"
+        )
+    return FitShape(
+        batches,
+        loader.batch_size,
+        int(steps),
+        accumulated,
+        trainer.world_size,
+        str(trainer.precision),
+        trainer.gradient_clip_val,
+        getattr(trainer.precision_plugin, "scaler", None) is not None,
     )
-    base = resolved["base_batch_size"]
-    if base in (None, resolved["global_batch"]):
+
+
+def check_plan(task: Any, shape: FitShape) -> Finding:
+    """Report what the fit resolves to, and warn if the learning rate is scaled."""
+    record = task.resolve(shape).record
+    text = (
+        f"batch of {shape.global_batch:,} ({shape.batch_size} × {shape.accumulated} accumulated × "
+        f"{shape.processes} process(es)), learning rate {record['lr']:.4g}, {shape.total_steps:,} steps including "
+        f"{record['warmup_steps']:,} of warm-up, {shape.steps_per_epoch:,} steps and "
+        f"{record['samples_per_epoch']:,} samples per epoch"
+    )
+    base = record["base_batch_size"]
+    if base in (None, shape.global_batch):
         return Finding("ok", "plan", text)
-    text += f"; the recipe's rate is for a batch of {base:,}, and scaled by {resolved['global_batch'] / base:.4g}"
-    return Finding("warn", "plan", text, "nothing, if that is meant; else change batch size or devices")
+    text += f"; the recipe's learning rate, for a batch of {base:,}, is scaled by {shape.global_batch / base:.4g}"
+    return Finding("warn", "plan", text, "nothing if that is intended; else change batch size or devices")

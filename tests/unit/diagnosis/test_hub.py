@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from scalablevit_pl.diagnosis import hub
+
+
+def test_files_in_the_cache_are_not_counted_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, name, **__: "here" if name == "a" else None)
+    assert hub.missing_bytes("lab/pets", "1" * 40, {"a": 5, "b": 7}) == 7
+
+
+def test_only_files_of_the_wanted_splits_count() -> None:
+    sizes = {"data/train-00000-of-00001.parquet": 7, "data/test-00000-of-00001.parquet": 5, "README.md": 1}
+    assert hub.files_of_splits(sizes, {"train": ("train",)}) == {"data/train-00000-of-00001.parquet": 7}
+
+
+def answer(status: int) -> Any:
+    return SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(method="GET", url="https://hub"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (lambda: GatedRepoError("gated", response=answer(403)), "accept"),
+        (lambda: RepositoryNotFoundError("none", response=answer(404)), "has no repository"),
+    ],
+)
+def test_no_access_fails(error: Callable[[], Exception], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error()
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(hub, "retry", lambda call: call())
+    (finding,), listing = hub.check_repository("ILSVRC/imagenet-1k", None)
+    assert (finding.status, listing) == ("FAIL", None)
+    assert words in str(finding).lower()
+
+
+def test_unaccepted_terms_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(sha="1" * 40, gated="manual", private=False, siblings=[])
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: info)
+    monkeypatch.setattr(hub, "retry", lambda call: call())
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise GatedRepoError("gated", response=answer(403))
+
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    (finding,), _ = hub.check_repository("ILSVRC/imagenet-1k", "1" * 40)
+    assert finding.status == "FAIL"
+    monkeypatch.setattr(HfApi, "auth_check", lambda *_, **__: None)
+    assert [row.status for row in hub.check_repository("ILSVRC/imagenet-1k", "1" * 40)[0]] == ["ok"]
+    (finding,), _ = hub.check_repository("ILSVRC/imagenet-1k", "main")
+    assert (finding.status, finding.remedy) == ("warn", f"pin it with --data.revision {'1' * 40}")
