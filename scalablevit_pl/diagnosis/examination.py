@@ -131,8 +131,13 @@ class Examination:
         if not self.data.loaded or not self.data.known:
             return
         if self.task is not None:
-            yield from self.run_check("classes", lambda: check_data(self.datamodule, self.task, self.start.record) or ())
+            yield from self.run_check("classes", self.compare_classes)
         yield from self.data.check_classes()
+
+    def compare_classes(self) -> tuple[()]:
+        """Compare the data with network and checkpoint."""
+        check_data(self.datamodule, self.task, self.start.record)
+        return ()
 
     @property
     def processes(self) -> int:

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from scalablevit_pl.models import list_models
 from scalablevit_pl.plotting import RUN_COLOURS, save_figure
 from scalablevit_pl.profiling.measurement import Result
+from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.text import shorten
 
 MOST_NETWORKS = len(RUN_COLOURS)
@@ -22,38 +23,20 @@ MARKS = "osD^vP*X"
 Styles = Mapping[str, Mapping[str, Any]]
 
 
-class Published(NamedTuple):
-    """A published result of a network trained on ImageNet-1k alone.
-
-    Attributes:
-        top1: ImageNet-1k accuracy in percent, at 224×224.
-        source: The paper's number on arXiv.
-    """
-
-    top1: float
-    source: str
-
-
-SCALABLEVIT, SWIN, TWINS = "2203.10790", "2103.14030", "2104.13840"
-CONVNEXT, DEIT = "2201.03545", "2012.12877"
-# None of these was measured here. A timm name with a tag behind a dot may mean other weights, so it has no entry.
-PUBLISHED = {
-    "scalablevit_s": Published(83.1, SCALABLEVIT),
-    "scalablevit_b": Published(84.1, SCALABLEVIT),
-    "scalablevit_l": Published(84.4, SCALABLEVIT),
-    "swin_tiny_patch4_window7_224": Published(81.3, SWIN),
-    "swin_small_patch4_window7_224": Published(83.0, SWIN),
-    "swin_base_patch4_window7_224": Published(83.5, SWIN),
-    "twins_svt_small": Published(81.7, TWINS),
-    "twins_svt_base": Published(83.2, TWINS),
-    "twins_svt_large": Published(83.7, TWINS),
-    "convnext_tiny": Published(82.1, CONVNEXT),
-    "convnext_small": Published(83.1, CONVNEXT),
-    "convnext_base": Published(83.8, CONVNEXT),
-    "deit_tiny_patch16_224": Published(72.2, DEIT),
-    "deit_small_patch16_224": Published(79.8, DEIT),
-    "deit_base_patch16_224": Published(81.8, DEIT),
+# ImageNet-1k accuracies in percent, at 224×224 without other training data, by the number of the paper on arXiv. None
+# was measured here. A timm name with a tag behind a dot may mean other weights, so it has no entry.
+PAPERS = {
+    "2203.10790": {"scalablevit_s": 83.1, "scalablevit_b": 84.1, "scalablevit_l": 84.4},
+    "2103.14030": {
+        "swin_tiny_patch4_window7_224": 81.3,
+        "swin_small_patch4_window7_224": 83.0,
+        "swin_base_patch4_window7_224": 83.5,
+    },
+    "2104.13840": {"twins_svt_small": 81.7, "twins_svt_base": 83.2, "twins_svt_large": 83.7},
+    "2201.03545": {"convnext_tiny": 82.1, "convnext_small": 83.1, "convnext_base": 83.8},
+    "2012.12877": {"deit_tiny_patch16_224": 72.2, "deit_small_patch16_224": 79.8, "deit_base_patch16_224": 81.8},
 }
+PUBLISHED = {name: (top1, paper) for paper, accuracies in PAPERS.items() for name, top1 in accuracies.items()}
 
 
 def draw_profile(results: Sequence[Result], path: Path, title: str) -> None:
@@ -148,28 +131,24 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def comparable_results(results: Sequence[Result]) -> list[Result]:
     """Select the results with a published accuracy: of one way to run, and of one batch."""
-    known = [
-        result
-        for result in results
-        if result.setting.mode == "inference"
-        and result.setting.input_size == (224, 224)
-        and result.setting.network in PUBLISHED
-    ]
+    known = [result for result in results if result.setting.network in PUBLISHED and _is_comparable(result.setting)]
     known = [result for result in known if way_of(result) == way_of(known[0])]
+    batches = sorted({result.setting.batch_size for result in known}, reverse=True)
+    groups = [[result for result in known if result.setting.batch_size == batch] for batch in batches]
     networks = {result.setting.network for result in known}
-    by_batch: dict[int, list[Result]] = {}
-    for result in sorted(known, key=lambda result: -result.setting.batch_size):
-        by_batch.setdefault(result.setting.batch_size, []).append(result)
-    complete = [group for group in by_batch.values() if {result.setting.network for result in group} == networks]
-    return next(iter([*complete, *by_batch.values()]), [])
+    return next((group for group in groups if len(group) == len(networks)), groups[0] if groups else [])
+
+
+def _is_comparable(setting: Setting) -> bool:
+    return setting.mode == "inference" and setting.input_size == (224, 224)
 
 
 def _draw_accuracy(axis: Axes, results: Sequence[Result], styles: Styles) -> None:
     for result in results:
         name = result.setting.network
         style = {**styles[name], "linestyle": "none", "markersize": 10.0}
-        axis.plot([result.images_per_second or 0.0], [PUBLISHED[name].top1], **style)
-    sources = sorted({PUBLISHED[result.setting.network].source for result in results})
+        axis.plot([result.images_per_second or 0.0], [PUBLISHED[name][0]], **style)
+    sources = sorted({PUBLISHED[result.setting.network][1] for result in results})
     axis.set_title(f"{way_of(results[0])}, batch {results[0].setting.batch_size}", fontsize=10)
     axis.set_xlabel("images/s\n" + textwrap.fill(f"accuracies from arXiv {', '.join(sources)}", 48))
     axis.set_ylabel("ImageNet top-1 in %\n(published, not measured here)")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -40,14 +40,8 @@ class Spread:
         return (self.upper - self.lower) / 2 / self.median
 
 
-@dataclass(frozen=True)
-class Timings(Generic[Key]):
-    """Result of interleaved rounds.
-
-    Attributes:
-        samples: Seconds per call, one sample for each round, by key.
-        failures: The error that ended a key's measurement.
-    """
+class Timings(NamedTuple, Generic[Key]):
+    """Seconds per call, one sample for each round, and the error that ended a measurement, by key."""
 
     samples: dict[Key, list[float]]
     failures: dict[Key, Exception]
