@@ -93,21 +93,22 @@ def read_options(words: list[str]) -> Namespace:
     Raises:
         ValueError: If a value is unknown or contradicts another option.
     """
+    positive = whole_number(1)
     parser = OptionParser("profile")
     parser.add_argument("networks", nargs="+", metavar="MODEL")
-    parser.add_argument("--batch-size", type=_list_of(_positive))
-    parser.add_argument("--input-size", type=_list_of(_size), default=[(224, 224)])
-    parser.add_argument("--precision", type=_list_of(_one_of("32", "bf16", "fp16")), default=["32"])
-    parser.add_argument("--mode", type=_list_of(_one_of("inference", "train")), default=["inference"])
-    parser.add_argument("--compile", type=_list_of(_one_of("false", "true")), default=["false"])
-    parser.add_argument("--fuse", type=_list_of(_one_of("false", "true")), default=["false"])
+    parser.add_argument("--batch-size", type=list_of(positive))
+    parser.add_argument("--input-size", type=list_of(_size), default=[(224, 224)])
+    parser.add_argument("--precision", type=list_of(_one_of("32", "bf16", "fp16")), default=["32"])
+    parser.add_argument("--mode", type=list_of(_one_of("inference", "train")), default=["inference"])
+    parser.add_argument("--compile", type=list_of(_one_of("false", "true")), default=["false"])
+    parser.add_argument("--fuse", type=list_of(_one_of("false", "true")), default=["false"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--grad-checkpointing", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=_positive)
-    parser.add_argument("--repeats", type=_positive, default=10)
+    parser.add_argument("--threads", type=positive)
+    parser.add_argument("--repeats", type=positive, default=10)
     parser.add_argument("--seconds", type=float, default=0.1)
-    parser.add_argument("--warmup", type=_positive, default=3)
+    parser.add_argument("--warmup", type=positive, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.read(words)
@@ -159,8 +160,21 @@ def _check_plot(options: Namespace) -> None:
         raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
 
 
-def _list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+def list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Return a reader of values that are separated by commas, each of which counts once."""
     return lambda text: list(dict.fromkeys(read(word) for word in text.split(",")))
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of a whole number within bounds."""
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def value(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
+        return int(text)
+
+    return value
 
 
 def _one_of(*known: str) -> Callable[[str], str]:
@@ -172,14 +186,8 @@ def _one_of(*known: str) -> Callable[[str], str]:
     return value
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _size(text: str) -> tuple[int, int]:
-    sides = [_positive(side) for side in text.lower().split("x")]
+    sides = [whole_number(1)(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH")
     return sides[0], sides[-1]
@@ -190,20 +198,11 @@ def settings_of(options: Namespace) -> list[Setting]:
 
     Gradient checkpointing applies to training steps only, fused layers to uncompiled inference only.
     """
+    settings = []
     lists = options.input_size, options.batch_size, options.mode, options.precision, options.compile, options.fuse
-    settings = [
-        Setting(
-            network,
-            mode,
-            precision,
-            compiled == "true",
-            batch_size,
-            input_size,
-            options.channels_last,
-            options.grad_checkpointing and mode == "train",
-            fused == "true" and mode == "inference" and compiled == "false",
-        )
-        for input_size, batch_size, mode, precision, compiled, fused in product(*lists)
-        for network in options.networks
-    ]
+    for size, batch, mode, precision, compiled, fused in product(*lists):
+        how = (mode, precision, compiled == "true", batch, size, options.channels_last)
+        checkpointing = options.grad_checkpointing and mode == "train"
+        fuse = fused == "true" and mode == "inference" and compiled == "false"
+        settings += [Setting(network, *how, checkpointing, fuse) for network in options.networks]
     return list(dict.fromkeys(settings))

@@ -1,6 +1,5 @@
 """The command `profile data`: compare the train loader of a fit with torchvision's folders and timm's transform."""
 
-import argparse
 import difflib
 import signal
 import sys
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from scalablevit_pl.commands.arguments import OptionParser
-from scalablevit_pl.commands.profile import check_json, write_record
+from scalablevit_pl.commands.profile import check_json, list_of, whole_number, write_record
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.experiment.start import parse_fit
 from scalablevit_pl.profiling.loader import Loaders, Source, compare, time_stages
@@ -61,7 +60,7 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
         ValueError: If a value is out of range, or the file of `--json` cannot be written.
     """
     parser = OptionParser("profile data")
-    parser.add_argument("--workers", type=_counts, default=[0, 1, 2])
+    parser.add_argument("--workers", type=list_of(whole_number(0, MOST_WORKERS)), default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1024)
@@ -78,17 +77,6 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
         raise ValueError(f"--rounds and --images must be at least 1, got {own.rounds} and {own.images}")
     check_json(own.json)
     return own, others
-
-
-def _counts(text: str) -> list[int]:
-    """Parse numbers of loader processes, such as `0,1,2`."""
-    words = text.split(",")
-    if not all(word.isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as 0,1,2")
-    counts = list(dict.fromkeys(map(int, words)))
-    if max(counts) > MOST_WORKERS:
-        raise argparse.ArgumentTypeError(f"at most {MOST_WORKERS} loader processes can be measured, got {text!r}")
-    return counts
 
 
 def _load(datamodule: Any, workers: int) -> ClassificationDataModule:

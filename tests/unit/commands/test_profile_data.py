@@ -90,8 +90,8 @@ def test_the_record_holds_rates_and_stages(streamed: bool, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--workers=1,x", "'1,x' is not a list of whole numbers"),
-        ("--workers=22222", "at most 256 loader processes can be measured, got '22222'"),
+        ("--workers=1,x", "'x' is not a whole number from 0 to 256"),
+        ("--workers=22222", "'22222' is not a whole number from 0 to 256"),
         ("--worker=2", "unknown option --worker: did you mean --workers"),
         ("--jsn", "unknown option --jsn: did you mean --json"),
         ("--seconds=0", "--seconds must be above 0"),
