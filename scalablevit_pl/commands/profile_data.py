@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.commands.profile import check_json, list_of, whole_number, write_record
-from scalablevit_pl.data import ClassificationDataModule
+from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.experiment.start import parse_fit
-from scalablevit_pl.profiling.loader import Loaders, Source, compare, time_stages
+from scalablevit_pl.profiling.loader import compare, loader_builders, take_images, time_stages
 from scalablevit_pl.profiling.loading_report import describe, report
 
 MOST_WORKERS = 256  # a typing error such as 22222 would keep the machine busy with starting processes
@@ -27,19 +26,27 @@ def profile_data(options: list[str]) -> None:
         options: The command's own options, and those of the fit.
 
     Raises:
-        ValueError: If the data cannot be loaded, or no loader can be built.
+        ValueError: If the data cannot be loaded, or its loader cannot be built.
     """
     own, others = read_options(options)
     fit, _ = parse_fit(others)
-    datamodule = _load(fit.build("data").data, own.workers[0])
+    datamodule = fit.build("data").data
+    if not isinstance(datamodule, BaseDataModule):
+        raise ValueError(
+            f"only the loader of a BaseDataModule can be measured, got {type(datamodule).__name__}: set --data to one"
+        )
+    datamodule.num_workers = own.workers[0]  # a stream distributes its files over them
+    datamodule.prepare("fit")
+    datamodule.setup("fit")
     with _sigterm_raises(), tempfile.TemporaryDirectory() as folder:
-        source = Source(datamodule, own.images, Path(folder))
-        loaders = Loaders(source)
+        images = take_images(datamodule, own.images)
+        builders = loader_builders(datamodule, images, Path(folder))
         for workers in own.workers:  # fail before the first measurement
-            loaders.ours(workers)
-        comparisons = [compare(loaders, workers, own.rounds, own.seconds) for workers in own.workers]
-        stages = time_stages(source, own.rounds)
-        record = describe(datamodule, source, comparisons, stages, own)
+            builders["ours"](workers)
+        rates = {workers: compare(builders, workers, own.rounds, own.seconds) for workers in own.workers}
+        stages = time_stages(datamodule, own.rounds)
+        sizes = [len(image.read()) for image, _ in images]
+    record = describe(datamodule, sizes, rates, stages, own)
     write_record(record, report(record), own.json)
 
 
@@ -77,20 +84,3 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
         raise ValueError(f"--rounds and --images must be at least 1, got {own.rounds} and {own.images}")
     check_json(own.json)
     return own, others
-
-
-def _load(datamodule: Any, workers: int) -> ClassificationDataModule:
-    """Load the training data as a fit does.
-
-    Raises:
-        ValueError: If the datamodule is not one of this package.
-    """
-    if not isinstance(datamodule, ClassificationDataModule):
-        raise ValueError(
-            f"only the loaders of a ClassificationDataModule can be measured, got {type(datamodule).__name__}: set "
-            "--data to one"
-        )
-    datamodule.prepare("fit")
-    datamodule.num_workers = workers  # a stream distributes its files over them
-    datamodule.setup("fit")
-    return datamodule

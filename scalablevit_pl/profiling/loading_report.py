@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from scalablevit_pl.data import ClassificationDataModule
-from scalablevit_pl.profiling.loader import Comparison, Source
+from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.profiling.report import environment, processor
 from scalablevit_pl.profiling.timing import Spread, core_count
 
@@ -20,14 +19,22 @@ device, in `transfer`); ratio: of the same round. Medians (minimum-maximum).
 
 
 def describe(
-    datamodule: ClassificationDataModule,
-    source: Source,
-    comparisons: Sequence[Comparison],
+    datamodule: BaseDataModule,
+    sizes: Sequence[int],
+    rates: Mapping[int, Mapping[str, Spread]],
     stages: Mapping[str, Spread],
     options: SimpleNamespace,
 ) -> dict[str, Any]:
-    """Return a record of plain values: environment, settings, images per second and seconds per image."""
-    rates = ("ours", "theirs", "ratio")
+    """Return a record of plain values: environment, settings, images per second and seconds per image.
+
+    Args:
+        datamodule: The data.
+        sizes: Bytes of each image.
+        rates: Images per second of each loader, by number of loader processes.
+        stages: Seconds per image of each stage.
+        options: The command's options.
+    """
+    augmentation: Any = getattr(datamodule, "augmentation", None)
     return environment("torchvision", "timm", "pillow", "datasets") | {
         "machine": {
             "processor": processor(),
@@ -39,14 +46,15 @@ def describe(
             "streaming": datamodule.streaming,
             "batch_size": datamodule.batch_size,
             "preprocessing": datamodule.preprocessing.to_dict(),
-            "augmentation": None if datamodule.augmentation is None else asdict(datamodule.augmentation),
-            "images": len(source.encoded),
-            "mean_bytes": sum(map(len, source.encoded)) / len(source.encoded),
+            "augmentation": None if augmentation is None else asdict(augmentation),
+            "images": len(sizes),
+            "mean_bytes": sum(sizes) / len(sizes),
             "seconds": options.seconds,
             "rounds": options.rounds,
         },
         "images_per_second": [
-            {"workers": row.workers} | {name: _extremes(getattr(row, name)) for name in rates} for row in comparisons
+            {"workers": workers} | {name: _extremes(spread) for name, spread in found.items()}
+            for workers, found in rates.items()
         ],
         "seconds_per_image": {stage: _extremes(spread) for stage, spread in stages.items()},
     }
@@ -69,7 +77,7 @@ def report(record: Mapping[str, Any]) -> str:
         f"{'images/s, processes':<20}{'ours':>20}{'ImageFolder + timm':>20}{'ratio':>20}",
     ]
     for row in record["images_per_second"]:
-        cells = [_cell(row[way], 1.0, digits) for way, digits in (("ours", 0), ("theirs", 0), ("ratio", 2))]
+        cells = [_cell(row.get(way), 1.0, digits) for way, digits in (("ours", 0), ("theirs", 0), ("ratio", 2))]
         lines.append(f"{row['workers']:<20}" + "".join(f"{cell:>20}" for cell in cells))
     lines += ["", f"{'stage':<20}{'ms per image':>20}"]
     stages = record["seconds_per_image"]
@@ -79,6 +87,8 @@ def report(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(spread: Mapping[str, float], factor: float, digits: int) -> str:
+def _cell(spread: Mapping[str, float] | None, factor: float, digits: int) -> str:
+    if spread is None:
+        return "-"
     median, least, most = (f"{spread[name] * factor:,.{digits}f}" for name in ("median", "least", "most"))
     return f"{median} ({least}-{most})"
