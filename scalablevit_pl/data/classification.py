@@ -84,6 +84,16 @@ class ClassificationDataModule(BaseDataModule):
         patch = PatchDraw(probability, self.preprocessing.input_size) if probability > 0.0 else None
         return LabelledTransform(train_transform(self.preprocessing, self.augmentation), patch)
 
+    def example_batch(self, num_classes: int) -> Batch:
+        """Return a random batch like those of the train loader, which requires no data."""
+        side = self.preprocessing.input_size
+        return {
+            "image": torch.randint(256, (self.batch_size, 3, side, side), dtype=torch.uint8),
+            "label": torch.randint(num_classes, (self.batch_size,)),
+            "index": torch.arange(self.batch_size),
+            "path": [""] * self.batch_size,
+        }
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy a batch to the device except `patch`: reading it there would block the process."""
         patches = batch.pop("patch", None)

@@ -199,10 +199,9 @@ def test_gated_data_on_the_hub_is_checked_step_by_step(
     status, table = doctor(*own)
     assert status == 0
     assert "ok Hub token of ada" in table
-    assert (
-        f"commit {commit}; no revision is given, so later runs may get other data → pin it with --data.revision {commit}"
-        in (table.replace(f"{commit[:20]} {commit[20:]}", commit))
-    )
+    remedy = f"pin it with --data.revision {commit}"
+    row = f"commit {commit}; no revision is given, so later runs may get other data → {remedy}"
+    assert row in table.replace(f"{commit[:20]} {commit[20:]}", commit)
     assert "warn data lab/imagenet is not in the cache, so its images were not checked → download and check it" in table
     assert "ok splits" not in table
     assert not datasets.are_progress_bars_disabled()

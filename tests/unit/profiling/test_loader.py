@@ -1,0 +1,125 @@
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from datamodules import make_data
+from loading_data import make_images
+from PIL import Image
+from torch.utils.data import RandomSampler
+
+from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
+from scalablevit_pl.data.transforms import BatchMix, PatchDraw, reference_transform
+from scalablevit_pl.data.worker import spare_worker
+from scalablevit_pl.profiling import loader
+from scalablevit_pl.profiling.loader import STAGES, compare, loader_builders, take_images, time_stages
+from scalablevit_pl.profiling.timing import Spread
+from scalablevit_pl.randomness import seed_generators
+
+
+@pytest.fixture(autouse=True)
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for folder in ("data", "tree"):
+        (tmp_path / folder).mkdir()
+
+
+def images_of(folder: Path, augmentation: Augmentation | None) -> ClassificationDataModule:
+    return make_data(make_images(folder / "data"), augmentation=augmentation)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seen: list[str], what: str) -> None:
+    inner = getattr(owner, name)
+    wrapped = lambda *values: (seen.append(what), inner(*values))[1]  # noqa: E731
+    monkeypatch.setattr(owner, name, staticmethod(wrapped) if name == "collate" else wrapped)
+
+
+def test_stages_are_timed_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage has its own time; their sum is that of the loader."""
+    data = images_of(tmp_path, Augmentation(auto_augment=None))
+    take_images(data, 12)
+    seen, clock = list[str](), iter(range(10**6))
+    spy(monkeypatch, loader, "decode_image", seen, "decode")
+    spy(monkeypatch, BatchMix, "__call__", seen, "mix")
+    spy(monkeypatch, Preprocessing, "normalize", seen, "normalize")
+    spy(monkeypatch, PatchDraw, "__call__", seen, "patch")
+    spy(monkeypatch, ClassificationDataModule, "collate", seen, "collate")
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(clock)))
+    stages = time_stages(data, 1)
+    assert seen == [*["decode", "patch"] * 12, "collate", "normalize", "mix"] * 2  # the first is discarded
+    # Readings of the clock for each image: one after read, decode, crop and collate, four for augment.
+    expected = {"read": 1, "decode": 1, "crop": 1, "augment": 4, "collate": 13 / 12, "transfer": 1 / 12}
+    assert {stage: spread.median for stage, spread in stages.items()} == pytest.approx(expected)
+
+
+def test_a_transform_without_steps_is_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(clock)))
+    stages = time_stages(images_of(tmp_path, None), 1)
+    expected = {"read": 1, "decode": 1, "crop": 1, "augment": 1, "collate": 1 / 22, "transfer": 1 / 22}
+    assert {stage: spread.median for stage, spread in stages.items()} == pytest.approx(expected)
+
+
+def test_ratios_are_of_one_round_and_the_order_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
+    builders: Any = {way: lambda workers, way=way: (way, workers) for way in ("ours", "theirs")}
+    seen, rates = list[Any](), iter([10.0, 30.0, 80.0, 20.0, 50.0, 100.0])
+    monkeypatch.setattr(
+        loader, "measure_throughput", lambda made, seconds: (seen.append((*made, seconds)), next(rates))[1]
+    )
+    found = compare(builders, 3, 3, 0.5)
+    order = ["theirs", "ours", "ours", "theirs", "theirs", "ours"]
+    assert seen == [(way, 3, 0.5) for way in order]
+    assert (found["ours"], found["theirs"]) == (Spread.of([30.0, 80.0, 100.0]), Spread.of([10.0, 20.0, 50.0]))
+    assert found["ratio"] == Spread.of([2.0, 3.0, 4.0])
+
+
+def test_both_loaders_use_the_same_images_and_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images_of(tmp_path, Augmentation(random_erasing=0.0))
+    images = data.images["train"]
+    assert len(images) == 22  # a tenth is validated on
+    chosen = [images.reader.stored_image(index, row).path for index, row in list(images.stored_rows())[:20:2]]
+    taken = take_images(data, 10)
+    builders = loader_builders(data, taken, tmp_path / "tree")
+    files = [(int(path.parent.name), path.read_bytes()) for path in sorted((tmp_path / "tree").glob("*/*"))]
+    expected = sorted((int("class1" in path), Path(path).read_bytes()) for path in chosen)
+    assert sorted(files) == expected == sorted((label, stored.read()) for stored, label in taken)
+    samples = [sample for batch in builders["ours"](0) for sample in batch["path"]]
+    assert len(set(samples)) == 8  # of two whole batches of four
+    assert set(samples) <= set(chosen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for made in (builders["ours"](2), builders["theirs"](2)):
+        assert (made.num_workers, made.batch_size, made.drop_last, made.pin_memory) == (2, 4, True, True)
+        assert made.worker_init_fn is spare_worker
+    theirs: Any = builders["theirs"](0)
+    assert isinstance(theirs.sampler, RandomSampler)
+    image = Image.open(chosen[0])
+    seed_generators(1)
+    augmented = theirs.dataset.transform(image)
+    seed_generators(1)
+    assert torch.equal(augmented, reference_transform(data.preprocessing, data.augmentation)(image))
+    data.augmentation = None
+    theirs = loader_builders(data, taken, tmp_path / "tree")["theirs"](0)
+    assert torch.equal(theirs.dataset.transform(image), data.preprocessing(image))
+
+
+def test_at_least_one_batch_is_used(tmp_path: Path) -> None:
+    assert len(take_images(images_of(tmp_path, None), 1)) == 4
+
+
+def test_the_first_round_is_discarded_and_one_thread_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen = [3], list[int]()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    def timed(datamodule: Any, number: int) -> dict[str, float]:
+        seen.append(threads[-1])
+        seed_generators(number)
+        return dict.fromkeys(STAGES, float(number))
+
+    monkeypatch.setattr(loader, "_time_batch", timed)
+    state = torch.get_rng_state()
+    stages = time_stages(None, 3)  # type: ignore[arg-type]
+    assert stages == dict.fromkeys(STAGES, Spread.of([1.0, 2.0, 3.0]))
+    assert (seen, threads[-1]) == ([1] * 4, 3)
+    assert torch.equal(torch.get_rng_state(), state)
