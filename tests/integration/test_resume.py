@@ -102,7 +102,7 @@ def test_a_killed_run_of_two_processes_ends_as_if_nothing_had_happened(
     assert_equal_runs(run, whole_of_two, EPOCH * EPOCHS)
 
 
-def test_a_slurm_job_of_two_tasks_is_requeued_and_goes_on(
+def test_a_slurm_job_of_two_tasks_is_requeued_and_continues(
     whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     run, tools = folder / "runs/slurm", folder / "tools"
@@ -178,7 +178,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def test_auto_begins_where_there_is_nothing_to_go_on_with(folder: Path, scalablevit: Run) -> None:
+def test_auto_starts_a_run_without_checkpoints(folder: Path, scalablevit: Run) -> None:
     words = [*FIT, *ONE, "--run=fresh", "--resume=auto", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
     done = scalablevit(*words, cwd=folder)
     assert done.returncode == 0, done.stderr

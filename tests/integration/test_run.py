@@ -133,7 +133,7 @@ def test_training_on_a_folder_of_classes(trained: Path, scalablevit: Run, photos
     assert load_weights(trained / "runs/own").class_names == ["cat", "dog"]
 
 
-def test_resume_goes_on_where_the_run_stopped(trained: Path, scalablevit: Run) -> None:
+def test_resume_continues_where_the_run_stopped(trained: Path, scalablevit: Run) -> None:
     shutil.copytree(trained / "runs/first", trained / "runs/longer")
     words = ["fit", "--run", "longer", "--resume", "last", "--trainer.max_epochs=2"]
     done = scalablevit(*words, cwd=trained)
@@ -169,7 +169,7 @@ def test_two_processes_train_and_test(trained: Path, scalablevit: Run) -> None:
     assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-6)
 
 
-def test_a_logger_of_ones_own_stands_beside_the_record(trained: Path, scalablevit: Run) -> None:
+def test_a_configured_logger_is_used_in_addition_to_the_record(trained: Path, scalablevit: Run) -> None:
     own = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
     done = scalablevit("fit", "--config", "recipes/quickstart.yaml", "--run=logged", *QUICK, *own, cwd=trained)
     assert done.returncode == 0, done.stderr

@@ -69,7 +69,7 @@ def test_timm_networks_are_split_as_timm_splits_them(name: str) -> None:
     assert names(network, exempt) == expected[0.0]
 
 
-def test_what_a_timm_network_lists_is_exempt_even_if_it_is_no_vector() -> None:
+def test_parameters_listed_by_a_timm_network_are_exempt_whatever_their_shape() -> None:
     network = timm.create_model("test_vit", num_classes=3)
     _, exempt = parameter_groups(network)
     assert network.pos_embed.ndim == 3
@@ -244,7 +244,7 @@ def test_only_the_rate_of_the_last_layer_is_too_low_for_the_course(
 
 
 @pytest.mark.parametrize("stop", [2, 17])
-def test_layers_go_on_at_their_rates_where_they_were_saved(stop: int, tmp_path: Path) -> None:
+def test_layers_resume_with_their_saved_rates(stop: int, tmp_path: Path) -> None:
     def build() -> tuple[Optimizer, WarmupCosineSchedule]:
         optimizer = optimizer_with_scales(1e-3, 0.3, 1.0)
         return optimizer, WarmupCosineSchedule(optimizer, 20, 2, 2.5)
@@ -284,7 +284,7 @@ def test_the_paper_s_course_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("stop", [2, 5, 17, 24])
-def test_a_schedule_goes_on_where_it_was_saved(stop: int) -> None:
+def test_a_schedule_resumes_from_its_saved_step(stop: int) -> None:
     def build() -> tuple[Optimizer, WarmupCosineSchedule]:
         optimizer = optimizer_with(1e-3, 4e-2)
         return optimizer, WarmupCosineSchedule(optimizer, 20, 2, 2.5)

@@ -56,7 +56,7 @@ def test_a_second_import_is_silent() -> None:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_a_network_of_timm_is_one_of_ours(name: str) -> None:
+def test_timm_builds_the_networks_of_this_package(name: str) -> None:
     with torch.device("meta"):
         model, ours = timm.create_model(name, num_classes=10), create_model(name, 10)
     assert type(model) is ImageClassifier
@@ -306,7 +306,7 @@ def test_timm_rebuilds_a_network_from_a_folder(tmp_path: Path) -> None:
 @FROM_FOLDER
 @pytest.mark.parametrize("make", [create_model, timm.create_model], ids=["ours", "theirs"])
 @torch.no_grad()
-def test_what_timm_saves_it_loads_again(make: Callable[..., ImageClassifier], tmp_path: Path) -> None:
+def test_timm_loads_the_networks_it_saves(make: Callable[..., ImageClassifier], tmp_path: Path) -> None:
     model = make(NANO, num_classes=4, window_pad="zero", head="mlp", in_channels=1).eval()
     model.reset_classifier(3, "")
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)

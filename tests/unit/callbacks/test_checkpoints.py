@@ -211,7 +211,7 @@ def test_the_last_is_a_second_name_or_else_a_copy(tmp_path: Path, monkeypatch: p
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_killed_run_has_left_of_the_last_is_not_written_through(tmp_path: Path) -> None:
+def test_leftovers_of_last_ckpt_from_a_killed_run_are_not_written_through(tmp_path: Path) -> None:
     earlier, path = tmp_path / "step=1.ckpt", tmp_path / "step=2.ckpt"
     earlier.write_text("one")
     path.write_text("two")
@@ -262,7 +262,7 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3]), (2, [1, 3])])
-def test_what_is_logged_after_a_checkpoint_stands_in_the_table_before_it(
+def test_values_logged_after_a_checkpoint_are_in_the_table_before_it(
     every: int, expected: list[int], tmp_path: Path
 ) -> None:
     trainer = Saves(tmp_path)
@@ -279,7 +279,7 @@ def test_what_is_logged_after_a_checkpoint_stands_in_the_table_before_it(
     assert all(row == {"epoch": 0, "train/step_loss": 0.5, "train/lr": pytest.approx(0.1)} for row in rows.values())
 
 
-def test_an_epochs_averages_stand_in_the_table_before_its_checkpoint(
+def test_an_epochs_averages_are_in_the_table_before_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Saves(tmp_path)
@@ -367,7 +367,7 @@ def test_signals_are_given_back_after_a_training(tmp_path: Path, handlers: dict[
     assert {signum: signal.getsignal(signum) for signum in handlers} == handlers
 
 
-def test_a_limit_of_steps_holds_in_a_run_that_goes_on_from_an_epochs_end(tmp_path: Path) -> None:
+def test_a_limit_of_steps_holds_in_a_run_resumed_from_the_end_of_an_epoch(tmp_path: Path) -> None:
     fit(tmp_path, Line(), max_epochs=1)
     module = Line()
     trainer = fit(tmp_path, module, tmp_path / "checkpoints/step=4.ckpt", max_steps=7, max_epochs=3)

@@ -97,9 +97,7 @@ def after(steps: int) -> float:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(("accumulated", "steps"), [(1, 3), (2, 1), (3, 1), (4, 0)])
-def test_a_loss_that_is_no_number_stops_before_the_step(
-    value: float, accumulated: int, steps: int, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_run_before_the_step(value: float, accumulated: int, steps: int, tmp_path: Path) -> None:
     module = Line()
     with pytest.raises(NonFiniteError) as error:
         fit(tmp_path, module, {7: value}, accumulated)

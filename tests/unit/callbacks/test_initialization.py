@@ -35,7 +35,7 @@ def test_the_same_classes_take_all_weights(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], ["bag", "boot", "dress"], ["boot", "bag", "coat"]])
-def test_other_classes_take_all_but_the_last_layer_and_say_so(
+def test_other_classes_load_all_but_the_last_layer_and_log_it(
     names: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     network, trained = nano(len(names)), nano()

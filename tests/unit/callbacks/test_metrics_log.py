@@ -9,7 +9,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
+def test_all_values_of_a_step_are_one_row(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.csv")
     log.log_metrics({"train/step_loss": 2.0, "epoch": 0}, step=9)
     log.log_metrics({"train/step_loss": 1.5, "epoch": 0}, step=19)

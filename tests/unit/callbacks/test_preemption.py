@@ -88,7 +88,7 @@ def test_a_job_is_requeued(
     assert calls == (f"requeue {expected}\n" if expected else "")
 
 
-def test_a_refused_requeue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_requeue_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_scontrol(tmp_path, 1)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "17")

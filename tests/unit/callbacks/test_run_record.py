@@ -90,7 +90,7 @@ def test_a_network_without_a_description_is_recorded_by_its_section(tmp_path: Pa
         assert checkpoint["scalablevit_pl"]["network"] == expected
 
 
-def test_a_run_begins_with_what_was_resolved_and_goes_on_with_its_numbers(tmp_path: Path) -> None:
+def test_a_resumed_run_starts_with_resolved_settings_and_continues_its_metrics(tmp_path: Path) -> None:
     earlier = MetricsLog(tmp_path / "metrics.csv")
     for step in range(4):
         earlier.log_metrics({"train/loss": 1.0}, step)
@@ -116,7 +116,7 @@ def test_a_resume_with_another_global_batch_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("batch", "batches", "refused"), [(3, 20, True), (0, 20, False), (3, 10, False)])
-def test_the_middle_of_an_epoch_of_other_batches_is_nothing_to_go_on_from(
+def test_resuming_within_an_epoch_of_other_batches_is_an_error(
     batch: int, batches: int, refused: bool, tmp_path: Path
 ) -> None:
     trainer = make_trainer(is_global_zero=False, fast_dev_run=0)

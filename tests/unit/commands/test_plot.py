@@ -49,7 +49,7 @@ def test_the_table_names_the_best_values_and_their_epochs(make_run: MakeRun) -> 
         assert summarize(read_run(make_run(f"{steps}/a", steps, **columns))) == expected
 
 
-def test_what_a_run_has_not_is_a_dash(make_run: MakeRun) -> None:
+def test_missing_values_are_dashes(make_run: MakeRun) -> None:
     run = read_run(make_run("a", **{name: [] for name in NAMES[1:]}))
     assert summarize(run) == ("a", "2", "-", "-", "-", "-", "-", "0.2500", "-")
 

@@ -64,7 +64,7 @@ def test_hidden_folders_and_other_files_are_ignored(make_folders: MakeFiles) -> 
     assert {name: files(split) for name, split in splits.items()} == {"train": [("cat", "2.jpg"), ("dog", "3.jpg")]}
 
 
-def test_file_names_are_no_patterns(make_folders: MakeFiles) -> None:
+def test_file_names_are_not_read_as_patterns(make_folders: MakeFiles) -> None:
     names = ["cat/1[2].jpg", "cat/3*.jpg", "cat/3a.jpg", "cat/5?.jpg", "dog [x]/4.jpg"]
     splits = load_splits(str(make_folders(*names)))
     assert files(splits["train"]) == [tuple(name.split("/")) for name in names]
@@ -166,7 +166,7 @@ def test_a_data_card_has_no_say_in_what_is_loaded(tmp_path: Path) -> None:
     assert load_splits(str(tmp_path / "data"))["train"]["label"][:] == [0, 1]
 
 
-def test_names_of_parquet_files_are_no_patterns(tmp_path: Path) -> None:
+def test_names_of_parquet_files_are_not_read_as_patterns(tmp_path: Path) -> None:
     write_rows(tmp_path / "my [x] data/train.parquet", ["a", "b"], [0, 1])
     write_rows(tmp_path / "my [x] data/test[1].parquet", ["a", "b"], [1])
     splits = load_splits(str(tmp_path / "my [x] data"))

@@ -256,7 +256,7 @@ def test_a_description_without_one_of_its_values_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, [], "scalablevit_s", None], ids=str)
-def test_what_is_no_description_is_refused(config: Any) -> None:
+def test_an_invalid_description_is_an_error(config: Any) -> None:
     with pytest.raises(ValueError, match="no description of a ScalableViT classifier"):
         build_classifier(config)
 
@@ -508,7 +508,7 @@ def test_a_classifier_says_what_its_maps_are() -> None:
         assert features.shape == (1, info["num_chs"], 64 // info["reduction"], 96 // info["reduction"])
 
 
-def test_what_goes_with_the_weights_is_said_in_one_place() -> None:
+def test_pretrained_cfg_is_the_only_record_of_preprocessing_and_labels() -> None:
     model = custom(num_classes=2)
     cfg = model.pretrained_cfg
     assert model.default_cfg is cfg

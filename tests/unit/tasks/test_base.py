@@ -120,7 +120,7 @@ class Switcher(pl.Callback):
         pl_module.network.train()
 
 
-def test_who_switches_the_network_past_the_task_wakes_nothing(fit: Fit) -> None:
+def test_switching_the_networks_mode_directly_unfreezes_nothing(fit: Fit) -> None:
     task = Watched(nano(), freeze="backbone.stages")
     task.network.train()
     fit(task, callbacks=[Switcher()], max_epochs=3)
@@ -199,7 +199,7 @@ def test_features_need_a_network_that_knows_its_last_layer() -> None:
         (["--task.freeze=features", "--task.freeze=[]"], []),
     ],
 )
-def test_what_is_frozen_can_be_said_on_the_command_line(words: list[str], frozen: list[str]) -> None:
+def test_frozen_parts_can_be_set_on_the_command_line(words: list[str], frozen: list[str]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ClassificationTask, "task", skip={"network", "optimizer", "schedule"})
     values = parser.parse_args([*words, "--task.layer_decay", "0.75"]).task
@@ -242,7 +242,7 @@ def test_the_last_layer_s_rate_is_the_one_that_is_recorded(fit: Fit) -> None:
     assert trainer.callback_metrics["train/lr"].item() == pytest.approx(task.rates[-1][-1])
 
 
-def test_layers_keep_their_rates_in_a_training_that_goes_on(fit: Fit, tmp_path: Path) -> None:
+def test_layers_keep_their_rates_in_a_resumed_training(fit: Fit, tmp_path: Path) -> None:
     def build() -> Watched:
         torch.manual_seed(0)
         return Watched(nano(), partial(AdamW, lr=0.01), freeze="backbone.stages.0", layer_decay=0.8)

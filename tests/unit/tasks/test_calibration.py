@@ -40,12 +40,12 @@ def test_a_bin_holds_its_upper_edge() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "error"), [(1.0, 0.0), (0.8, 0.2)])
-def test_who_is_always_right_should_be_certain(confidence: float, error: float) -> None:
+def test_ece_is_one_minus_confidence_when_always_correct(confidence: float, error: float) -> None:
     probabilities = torch.tensor([[confidence, 1.0 - confidence]] * 10)
     assert measure(probabilities, [0] * 10) == pytest.approx(error, abs=1e-7)
 
 
-def test_what_is_left_out_counts_nothing() -> None:
+def test_omitted_samples_do_not_change_the_error() -> None:
     probabilities = torch.tensor([[0.7, 0.3], [math.nan, math.nan], [0.1, 0.9], [0.6, 0.4]])
     metric = CalibrationError()
     metric.update(probabilities, torch.tensor([0, 0, 0, 1]), torch.tensor([True, False, True, False]))

@@ -188,7 +188,7 @@ def test_evaluation_takes_no_smoothing(make_trainer: MakeTrainer) -> None:
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_fillers_count_nothing_even_where_they_are_no_numbers(part: str, make_trainer: MakeTrainer) -> None:
+def test_fillers_are_not_counted_even_if_they_are_nan(part: str, make_trainer: MakeTrainer) -> None:
     samples = [sample | {"index": index} for index, sample in enumerate(make_samples(6))]
     fillers = [sample | {"index": -1, "image": sample["image"] * math.nan} for sample in make_samples(5)]
     mixed = [*samples[:3], fillers[0], *samples[3:], *fillers[1:]]  # a batch of four fillers at the end
@@ -294,7 +294,7 @@ def test_training_is_plain_torch_written_out(make_trainer: MakeTrainer) -> None:
     assert torch.equal(task.network.bias, network.bias)
 
 
-def test_what_was_resolved_is_recorded_in_plain_values(make_trainer: MakeTrainer) -> None:
+def test_resolved_settings_are_recorded_in_plain_values(make_trainer: MakeTrainer) -> None:
     task = ClassificationTask(Scores(), partial(AdamW, lr=0.01, weight_decay=0.05), base_batch_size=16)
     assert task.resolved == {}
     make_trainer(max_epochs=8, accumulate_grad_batches=2).fit(task, DataLoader(make_samples(12), batch_size=4))
@@ -391,7 +391,7 @@ def test_training_may_be_limited_by_steps_alone(make_trainer: MakeTrainer) -> No
     assert task.resolved["samples_per_epoch"] == 8
 
 
-def test_a_loss_that_is_no_number_shows_in_the_average(make_trainer: MakeTrainer) -> None:
+def test_a_nan_loss_makes_the_average_nan(make_trainer: MakeTrainer) -> None:
     samples = make_samples(8)
     samples[5]["image"] = samples[5]["image"] * math.nan
     trainer = make_trainer()
@@ -412,7 +412,7 @@ def test_precision_clipping_and_accumulation_go_together(
     assert network.weight.isfinite().all()
 
 
-def test_what_a_network_draws_is_a_function_of_seed_epoch_batch_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_numbers_of_a_network_depend_on_seed_epoch_batch_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(seed: int, epoch: int, batch: int, rank: int) -> float:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         monkeypatch.setattr(ClassificationTask, "current_epoch", epoch)

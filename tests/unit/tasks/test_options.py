@@ -247,7 +247,7 @@ def test_timm_s_networks_are_frozen_and_learn_by_layer(
 @pytest.mark.parametrize(
     ("base", "said"), [(None, []), (2, []), (8, [(2, 8, 0.01, 0.0025)]), (1, [(2, 1, 0.01, 0.02)])]
 )
-def test_a_scaled_learning_rate_is_said(
+def test_a_scaled_learning_rate_is_logged(
     base: int | None, said: list[Any], fit: Fit, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = ClassificationTask(small(), partial(AdamW, lr=0.01), SCHEDULE, base)
