@@ -1,4 +1,4 @@
-"""Where a run keeps what it leaves behind."""
+"""The folder of a run: its name, its lock, its configuration and its checkpoints."""
 
 import difflib
 import logging
@@ -18,13 +18,13 @@ RUNS = Path("runs")
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
-NO_AVERAGE = {"decay": None, "warmup": True}  # which a configuration without that section means
-# What may change in a resume: it makes no difference to what is learnt, or is compared in another way.
+NO_AVERAGE = {"decay": None, "warmup": True}  # the meaning of a configuration without that section
+# Settings that may change in a resume: they do not affect what is learned, or are compared elsewhere.
 FREE = (
     *(f"data.init_args.{name} " for name in ("num_workers", "batch_size", "worker_timeout", "max_unreadable")),
     *(f"model.init_args.{name} " for name in ("compile", "channels_last", "grad_checkpointing")),
 )
-RESOLVED = "resolved.json"  # written as training starts: from then on there is something to lose
+RESOLVED = "resolved.json"  # written as training starts: from then on the folder is not overwritten
 
 
 def run_folder(run: str) -> Path:
@@ -34,7 +34,7 @@ def run_folder(run: str) -> Path:
         ValueError: If the name is empty or means the folder of all runs.
     """
     if run.strip() in ("", ".", ".."):
-        raise ValueError(f"--run {run!r} is no name: give the run one of its own, or a path with a {os.sep}")
+        raise ValueError(f"--run {run!r} is not a valid run name: choose another, or give a path with a {os.sep}")
     return Path(run) if os.sep in run else RUNS / run
 
 
@@ -54,14 +54,14 @@ def existing_run(run: str) -> Path:
 
 
 def newest_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints `step=N.ckpt` in a folder, the one that was written last first."""
+    """List the checkpoints `step=N.ckpt` in a folder, newest first."""
     return sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:
-    """List the checkpoints that a run can be gone on with, the one that was written last first, none of them twice.
+    """List the checkpoints a run can resume from, newest first, each file once.
 
-    `best.ckpt` is none of them: it is written before the epoch that it is of has ended.
+    `best.ckpt` is not one of them: it is written before the end of its epoch.
     """
     steps, last = newest_checkpoints(run / CHECKPOINTS), run / CHECKPOINTS / LAST
     if last.is_file() and not any(path.samefile(last) for path in steps):
@@ -71,17 +71,17 @@ def resumable_checkpoints(run: Path) -> list[Path]:
 
 @contextmanager
 def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Iterator[None]:
-    """Keep a run folder from being trained in twice, as when a killed run's other processes live for a few seconds.
+    """Lock a run folder against a second training, such as by processes that outlive a killed run for some seconds.
 
     Args:
-        folder: The run folder, which is made if need be.
-        process: Number of this process in the run; each has a lock of its own.
+        folder: The run folder; created if needed.
+        process: Rank of this process; each has its own lock.
         patience: Seconds to wait for the lock.
 
     Raises:
-        ValueError: If another process has it for longer.
+        ValueError: If another process holds it for longer.
     """
-    from filelock import FileLock, Timeout  # which `--help` need not wait for
+    from filelock import FileLock, Timeout  # --help does not need it
 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f".lock-{process}")
@@ -89,14 +89,14 @@ def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Ite
         with suppress(Timeout):
             lock.acquire(timeout=0.0)
         if not lock.is_locked:
-            logger.info("waiting for another process that trains in %s", folder)
+            logger.info("waiting for another process that is training in %s", folder)
             lock.acquire(timeout=patience)
     except Timeout as error:
         raise ValueError(
-            f"another process trains in {str(folder)!r}: wait for its end, or choose another name with --run"
+            f"another process is training in {str(folder)!r}: wait until it ends, or choose another name with --run"
         ) from error
     except (NotImplementedError, OSError) as error:
-        logger.warning("%s cannot be locked (%s): see that no other run writes into it", folder, error)
+        logger.warning("%s cannot be locked (%s): make sure that no other run writes into it", folder, error)
     try:
         yield
     finally:
@@ -104,10 +104,10 @@ def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Ite
 
 
 def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
-    """Write `config.yaml` into a run folder, which is made if need be.
+    """Write `config.yaml` into a run folder, which is created if needed.
 
     Raises:
-        ValueError: If the folder holds a run that this one does not resume.
+        ValueError: If the folder holds a run and is not resumed.
     """
     path = folder / CONFIG
     if (folder / RESOLVED).exists() and not resume:
@@ -120,13 +120,13 @@ def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
 
 
 def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare the configurations of a run's parts where a difference would be a contradiction.
+    """Compare those settings of a run that must not change when it resumes.
 
-    The length of the training and where it runs may change, and with it how a batch is shared out: the global batch is
-    compared once it is known. Of the trainer's settings those of the clipping are compared.
+    The length of the training and the devices may change, and the batch of each process with them; the global batch is
+    compared once it is known. Of the trainer's settings, only gradient clipping is compared.
 
     Raises:
-        ValueError: If they differ; it lists the differences.
+        ValueError: If settings differ; it lists them.
     """
     earlier, now = {"ema": NO_AVERAGE, **earlier}, {"ema": NO_AVERAGE, **now}
     changed = [
@@ -139,21 +139,20 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise ValueError(
-            f"the run cannot be resumed with other values: {shown}: leave them and --config away, the run has its own"
+            f"the run cannot resume with other settings: {shown}: drop these options and --config, the run uses its "
+            "saved configuration"
         )
 
 
 def differences(earlier: Any, now: Any, key: str = "") -> list[str]:
-    """List where two nested values are not the same."""
+    """List the differences of two nested values, each with its key."""
     if isinstance(earlier, dict) and isinstance(now, dict):
-        names: list[Any] = list(dict.fromkeys([*earlier, *now]))
+        names = dict.fromkeys([*earlier, *now])
         pairs = [(f"{key}.{name}" if key else name, earlier.get(name), now.get(name)) for name in names]
-        return [line for name, before, after in pairs for line in differences(before, after, name)]
-    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
-        pairs = [
-            (f"{key}[{index}]", before, after) for index, (before, after) in enumerate(zip(earlier, now, strict=True))
-        ]
-        return [line for name, before, after in pairs for line in differences(before, after, name)]
-    if isinstance(earlier, list) and isinstance(now, list):
-        return [f"{key} had {len(earlier)} entries and has {len(now)}"]
-    return [] if earlier == now else [f"{key} was {earlier!r} and is {now!r}"]
+    elif isinstance(earlier, list) and isinstance(now, list):
+        if len(earlier) != len(now):
+            return [f"{key} had {len(earlier)} entries and has {len(now)}"]
+        pairs = [(f"{key}[{index}]", *both) for index, both in enumerate(zip(earlier, now, strict=True))]
+    else:
+        return [] if earlier == now else [f"{key} was {earlier!r} and is {now!r}"]
+    return [line for name, before, after in pairs for line in differences(before, after, name)]

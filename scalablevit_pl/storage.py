@@ -1,4 +1,4 @@
-"""Files are written aside and then take their name, so that a killed run leaves whole ones only."""
+"""Write files and folders under a temporary name first, so that a killed process leaves only complete ones."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; once that is done without an error it replaces `path`."""
+    """Yield a temporary path next to `path`, which replaces `path` if the block ends without an error."""
     aside = path.with_name(f".{path.name}.part")
     try:
         yield aside
@@ -30,28 +30,28 @@ def save_json(values: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder` to write files to; once that is done without an error they stand in `folder`.
+    """Yield a temporary folder next to `folder`; its files move to `folder` if the block ends without an error.
 
-    A folder that is not there yet appears with all of its files at once. In one that is, each file replaces the one of
-    its name after all have been written, and other files stay.
+    A new folder appears with all of its files at once. In an existing folder, files are replaced only after all new
+    ones have been written, and other files stay.
     """
-    folder = folder.resolve()  # beside a link there may be another disk
+    folder = folder.resolve()  # the disk next to a symbolic link may be another one
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        aside.chmod(0o777 & ~umask())  # that of mkdtemp is for its owner alone
+        aside.chmod(0o777 & ~umask())  # mkdtemp allows only its owner
         yield aside
         if folder.exists():
             paths = sorted(aside.iterdir())
             for path in paths:
                 if (folder / path.name).is_dir():
-                    raise IsADirectoryError(errno.EISDIR, "is a folder in the place of a file", str(folder / path.name))
+                    raise IsADirectoryError(errno.EISDIR, "a folder is in the way of the file", str(folder / path.name))
             for path in paths:
                 path.replace(folder / path.name)
         else:
             aside.rename(folder)
     except OSError as error:
-        if error.filename is None:  # as where the disk is full
+        if error.filename is None:  # for example when the disk is full
             error.filename = str(folder)
         raise
     finally:
@@ -59,7 +59,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
 
 
 def umask() -> int:
-    """Return the process's mask of permissions, which can only be read by setting it."""
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Options of the commands that are not Lightning's: an unknown one is answered with the nearest that there is."""
+"""Options of the commands without a Lightning configuration; errors name the nearest option."""
 
 import argparse
 import difflib
@@ -7,22 +7,22 @@ import re
 from pathlib import Path
 from typing import Never
 
-# A number, or several with commas between them: no option is called so.
+# A negative number, or several separated by commas: a value, not an option.
 NEGATIVE = re.compile(r"-(\d|\.\d|inf\b|nan\b)[\w.,+-]*")
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that raises a ValueError of one sentence in the place of leaving the program.
+    """A parser that raises a ValueError of one sentence instead of exiting.
 
     Args:
-        command: The command whose options these are.
+        command: Name of the command.
     """
 
     def __init__(self, command: str) -> None:
         super().__init__(prog=f"scalablevit {command}", add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> Never:
-        """Raise what the standard library would print.
+        """Raise the message instead of printing it.
 
         Raises:
             ValueError: Always.
@@ -40,12 +40,12 @@ class OptionParser(argparse.ArgumentParser):
         for option in options:
             if NEGATIVE.fullmatch(option):
                 if words and words[-1] in known:
-                    words[-1] += f"={option}"  # else the standard library takes some of them for options
+                    words[-1] += f"={option}"  # argparse would take some of them for options
                 else:
                     words.append(option)
                 continue
             name = option.partition("=")[0]
-            if name.startswith("-") and name != "-" and name not in known:  # that is a file: the screen
+            if name.startswith("-") and name != "-" and name not in known:  # "-" is a file name
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown option {name}: did you mean {near}?")
             words.append(option)
@@ -53,13 +53,11 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def check_output(option: str, path: Path) -> None:
-    """See that a file can be written where an option says.
+    """Check that a file can be written to the path of an option.
 
     Raises:
         ValueError: If it cannot.
     """
     folder = path.parent
     if not path.name or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(
-            f"{option} {str(path)!r} must be the name of a file in a folder that exists and can be written"
-        )
+        raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")

@@ -65,7 +65,7 @@ class ParsedExperiment(LightningCLI):
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
-            raise ValueError(explain_argument(str(error), [parser])) from error
+            raise ValueError(explain_argument(str(error), parser)) from error
         self.folder = run_folder(self.config.run)
 
     def instantiate_classes(self) -> None:

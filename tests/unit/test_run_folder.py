@@ -49,7 +49,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """The package's messages, also after a command has been run in this process."""
+    """Capture the package's messages, even after a command has run in this process."""
     caplog.set_level(logging.INFO, "scalablevit_pl")
     return caplog
 
@@ -69,25 +69,25 @@ def start(*names: str) -> None:
         ("/some/first", "/some/first"),
     ],
 )
-def test_a_name_lies_below_runs_and_a_path_where_it_says(run: str, folder: str) -> None:
+def test_a_name_is_below_runs_and_a_path_is_kept(run: str, folder: str) -> None:
     assert run_folder(run) == Path(folder)
 
 
-def test_a_run_is_found_by_name_and_by_path(work: Path) -> None:
+def test_a_run_is_found_by_name_and_path(work: Path) -> None:
     start("first")
     for run in ("first", "runs/first", "./runs/first", "runs/first/", str(work / "runs/first")):
         assert existing_run(run).resolve() == work / "runs/first"
 
 
 @pytest.mark.parametrize("run", ["frist", "runs/frist", "elsewhere/first"])
-def test_a_missing_run_names_the_nearest(run: str) -> None:
+def test_a_missing_run_suggests_the_nearest_name(run: str) -> None:
     start("first", "other")
     with pytest.raises(ValueError, match=f"no run in '.*{run}': did you mean first"):
         existing_run(run)
 
 
-def test_a_missing_run_without_a_near_one_says_what_to_give() -> None:
-    Path("runs/first").mkdir(parents=True)  # a folder without a configuration is no run
+def test_a_missing_run_without_a_similar_name_says_what_to_give() -> None:
+    Path("runs/first").mkdir(parents=True)  # a folder without a configuration is not a run
     with pytest.raises(ValueError, match=r"no run in 'runs/first': give the name of a folder below runs/, or a path"):
         existing_run("first")
 
@@ -102,34 +102,34 @@ def test_a_new_run_writes_its_configuration() -> None:
     assert "Schmetterlinge ü" in text
 
 
-def test_a_folder_that_exists_without_a_run_is_taken() -> None:
+def test_a_folder_without_a_run_can_be_used() -> None:
     Path("runs/first/notes").mkdir(parents=True)
     start("first")
 
 
 def test_a_second_run_in_the_folder_is_refused() -> None:
     start("first")
-    Path("runs/first/resolved.json").write_text("{}")  # from here on it has begun to train
+    Path("runs/first/resolved.json").write_text("{}")  # training has started
     before = Path("runs/first/config.yaml").read_bytes()
     with pytest.raises(ValueError, match=r"'runs/first' already holds a run: .*--run.*--resume auto"):
         claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=False)
     assert Path("runs/first/config.yaml").read_bytes() == before
 
 
-def test_a_run_that_never_began_to_train_makes_way() -> None:
+def test_a_run_that_never_trained_is_replaced() -> None:
     start("first")
     claim_folder(run_folder("first"), changed("model.init_args.label_smoothing", 0.2), resume=False)
     assert yaml.safe_load(Path("runs/first/config.yaml").read_text())["model"]["init_args"]["label_smoothing"] == 0.2
 
 
-def test_a_resume_writes_its_configuration() -> None:
+def test_a_resumed_run_writes_its_configuration() -> None:
     start("first")
     Path("runs/first/resolved.json").write_text("{}")
     claim_folder(run_folder("first"), changed("trainer.max_epochs", 9), resume=True)
     assert yaml.safe_load(Path("runs/first/config.yaml").read_text()) == changed("trainer.max_epochs", 9)
 
 
-def test_a_configuration_that_cannot_be_written_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_previous_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(path: Path, text: str, **options: Any) -> None:
         path.write_bytes(text[:9].encode())
         raise OSError(28, "No space left on device")
@@ -155,7 +155,7 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_before(monkeypatc
         ("model.init_args.grad_checkpointing", True),
     ],
 )
-def test_a_resume_may_change_its_length_and_how_it_computes(path: str, value: float) -> None:
+def test_a_resumed_run_may_change_its_length_and_how_it_computes(path: str, value: float) -> None:
     check_resumable(CONFIG, changed(path, value))
 
 
@@ -170,18 +170,18 @@ def test_a_resume_may_change_its_length_and_how_it_computes(path: str, value: fl
         ("data.init_args", None, "data.init_args was {"),
     ],
 )
-def test_a_resume_with_another_model_or_other_data_is_refused(path: str, value: Any, line: str) -> None:
-    with pytest.raises(ValueError, match="cannot be resumed with other values") as caught:
+def test_a_resumed_run_must_not_change_model_or_data(path: str, value: Any, line: str) -> None:
+    with pytest.raises(ValueError, match="cannot resume with other settings") as caught:
         check_resumable(CONFIG, changed(path, value))
     assert line in str(caught.value)
 
 
-def test_a_resume_in_a_folder_of_its_own_begins_one() -> None:
+def test_a_run_can_continue_in_a_new_folder() -> None:
     claim_folder(run_folder("branch"), CONFIG, resume=True)
     assert existing_run("branch") == Path("runs/branch")
 
 
-def test_differences_are_listed_with_their_place() -> None:
+def test_differences_are_listed_with_their_keys() -> None:
     earlier = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "gone": True}
     assert differences(earlier, earlier) == []
     assert differences(earlier, earlier | {"more": 1}) == ["more was None and is 1"]
@@ -197,18 +197,18 @@ def test_differences_are_listed_with_their_place() -> None:
 @pytest.mark.parametrize(
     ("path", "value"), [("seed_everything", 1), ("trainer.gradient_clip_val", 1.0), ("weights", "runs/other")]
 )
-def test_a_resume_with_another_seed_clipping_or_beginning_is_refused(path: str, value: Any) -> None:
+def test_a_resumed_run_must_not_change_seed_clipping_or_initial_weights(path: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{path} was .* and is {value!r}"):
         check_resumable(CONFIG, changed(path, value))
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+def test_a_folder_is_locked_against_another_process(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from scalablevit_pl.run_folder import locked_folder\n"
     code += "with locked_folder(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="another process trains in"), locked_folder(tmp_path, patience=0.1):
+        with pytest.raises(ValueError, match="another process is training in"), locked_folder(tmp_path, patience=0.1):
             pass
         with locked_folder(tmp_path, process=1, patience=0.0):  # another process of the same run
             pass
@@ -217,7 +217,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_waits_for_one_that_ends_soon(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+def test_a_run_waits_for_a_lock_that_is_released_soon(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
     begun, ended = threading.Event(), threading.Event()
 
     def train() -> None:
@@ -233,11 +233,11 @@ def test_a_run_waits_for_one_that_ends_soon(tmp_path: Path, messages: pytest.Log
         assert begun.wait(5.0)
         with locked_folder(tmp_path, patience=5.0):
             assert ended.is_set()
-    assert "waiting for another process that trains in" in messages.text
+    assert "waiting for another process that is training in" in messages.text
 
 
 @pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no locks here")])
-def test_a_folder_that_cannot_be_locked_is_trained_in_with_a_warning(
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
@@ -246,35 +246,35 @@ def test_a_folder_that_cannot_be_locked_is_trained_in_with_a_warning(
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with locked_folder(tmp_path):
         pass
-    assert f"cannot be locked ({error}): see that no other run writes into it" in messages.text
+    assert f"cannot be locked ({error}): make sure that no other run writes into it" in messages.text
 
 
-def test_what_a_run_goes_on_with_is_what_was_written_last(tmp_path: Path) -> None:
+def test_resumable_checkpoints_are_listed_newest_first(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for age, name in enumerate(("step=30", "step=4", "best", "step=20")):
         (folder / f"{name}.ckpt").touch()
         os.utime(folder / f"{name}.ckpt", (100 - age, 100 - age))
     assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "step=20"]
-    os.link(folder / "step=4.ckpt", folder / "last.ckpt")  # one file is tried once
+    os.link(folder / "step=4.ckpt", folder / "last.ckpt")  # a second name of one file
     assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "step=20"]
     (folder / "last.ckpt").unlink()
     (folder / "last.ckpt").touch()
     assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["last", "step=30", "step=4", "step=20"]
-    os.utime(folder / "last.ckpt", (98, 98))  # a copy, of which the newest was not made any more
+    os.utime(folder / "last.ckpt", (98, 98))  # an old copy
     assert [path.stem for path in resumable_checkpoints(tmp_path)] == ["step=30", "step=4", "last", "step=20"]
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", ".."])
-def test_a_run_needs_a_name(name: str) -> None:
-    with pytest.raises(ValueError, match="is no name"):
+def test_an_invalid_run_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid run name: choose another"):
         run_folder(name)
 
 
-def test_an_average_cannot_begin_end_or_change_on_a_resume() -> None:
+def test_a_resumed_run_must_not_start_end_or_change_its_average() -> None:
     on, off = {"ema": {"decay": 0.9999, "warmup": True}}, {"ema": {"decay": None, "warmup": True}}
     check_resumable(on, on)
-    check_resumable({}, off)  # a run from before there were averages
+    check_resumable({}, off)  # a run of a version without averages
     for earlier, now in ((on, off), (off, on), ({}, on), (on, {"ema": {"decay": 0.9999, "warmup": False}})):
-        with pytest.raises(ValueError, match=r"the run cannot be resumed with other values: ema\.(decay|warmup) was"):
+        with pytest.raises(ValueError, match=r"the run cannot resume with other settings: ema\.(decay|warmup) was"):
             check_resumable(earlier, now)

@@ -9,14 +9,14 @@ import pytest
 from scalablevit_pl.storage import folder_written_aside, save_json, umask, written_aside
 
 
-def test_a_file_takes_its_name_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
     with written_aside(tmp_path / "x.txt") as aside:
         aside.write_text("new")
         assert not (tmp_path / "x.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_an_error_leaves_the_earlier_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_error_keeps_the_previous_file_and_leaves_no_temporary_one(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("old")
     with pytest.raises(RuntimeError), written_aside(tmp_path / "x.txt") as aside:  # noqa: PT012
         aside.write_text("half")
@@ -25,7 +25,7 @@ def test_an_error_leaves_the_earlier_file_and_nothing_beside_it(tmp_path: Path) 
     assert (tmp_path / "x.txt").read_text() == "old"
 
 
-def test_json_is_read_back(tmp_path: Path) -> None:
+def test_json_is_saved(tmp_path: Path) -> None:
     save_json({"a": 1.5, "b": ["ü"]}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": 1.5, "b": ["ü"]}
 
@@ -39,7 +39,7 @@ def test_a_new_folder_appears_with_all_of_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "x").read_text() == "new"
 
 
-def test_in_an_old_folder_files_of_the_same_names_are_replaced(tmp_path: Path) -> None:
+def test_in_an_existing_folder_files_of_the_same_names_are_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     for name in ("x", "y"):
@@ -55,7 +55,7 @@ def test_in_an_old_folder_files_of_the_same_names_are_replaced(tmp_path: Path) -
 
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_error_leaves_the_earlier_folder_and_nothing_beside_it(
+def test_an_error_keeps_the_previous_folder_and_leaves_no_temporary_one(
     tmp_path: Path, there: bool, error: type[BaseException]
 ) -> None:
     folder = tmp_path / "a"
@@ -69,7 +69,7 @@ def test_an_error_leaves_the_earlier_folder_and_nothing_beside_it(
     assert list(tmp_path.iterdir()) == ([folder] if there else [])
 
 
-def test_a_folder_in_the_place_of_a_file_is_noticed_before_any_is_replaced(tmp_path: Path) -> None:
+def test_a_folder_in_the_way_is_noticed_before_any_file_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     (folder / "y").mkdir(parents=True)
     (folder / "x").write_text("old")
@@ -83,7 +83,7 @@ def test_a_folder_in_the_place_of_a_file_is_noticed_before_any_is_replaced(tmp_p
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_disk_that_is_full_names_the_folder(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape(f"[Errno {errno.ENOSPC}] full: '{tmp_path / 'a'}'")):  # noqa: SIM117
         with folder_written_aside(tmp_path / "a"):
             raise OSError(errno.ENOSPC, "full")
@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_names_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_to_a_folder_is_followed_and_files_are_written_beside_what_it_means(tmp_path: Path, there: bool) -> None:
+def test_a_symbolic_link_is_followed_and_files_are_written_next_to_its_target(tmp_path: Path, there: bool) -> None:
     real, link = tmp_path / "other disk" / "real", tmp_path / "link"
     real.parent.mkdir()
     if there:
@@ -106,7 +106,7 @@ def test_a_link_to_a_folder_is_followed_and_files_are_written_beside_what_it_mea
     assert list(real.parent.iterdir()) == [real]
 
 
-def test_the_mask_of_permissions_is_read_and_left(tmp_path: Path) -> None:
+def test_the_umask_is_read_and_kept(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         assert umask() == umask() == 0o027

@@ -27,7 +27,7 @@ def parser() -> OptionParser:
     ],
     ids=" ".join,
 )
-def test_options_and_operands_come_in_any_order(parser: OptionParser, options: list[str]) -> None:
+def test_options_and_operands_are_parsed_in_any_order(parser: OptionParser, options: list[str]) -> None:
     read = parser.read(options)
     assert (read.paths, read.weights, read.batch_size, read.force) == ([Path("a"), Path("b")], "w", 4, True)
     assert read.accelerator == "auto"
@@ -44,7 +44,7 @@ def test_options_and_operands_come_in_any_order(parser: OptionParser, options: l
         ("--help", "--weights"),
     ],
 )
-def test_an_unknown_option_is_answered_with_the_nearest(parser: OptionParser, option: str, meant: str) -> None:
+def test_an_unknown_option_suggests_the_nearest(parser: OptionParser, option: str, meant: str) -> None:
     name = option.partition("=")[0]
     with pytest.raises(ValueError, match=rf"^unknown option {name}: did you mean --") as caught:
         parser.read(["a", option, "4"])
@@ -63,7 +63,7 @@ def test_an_unknown_option_is_answered_with_the_nearest(parser: OptionParser, op
     ],
     ids=str,
 )
-def test_a_wrong_value_is_one_sentence_with_the_way_to_help(
+def test_an_invalid_value_is_one_sentence_that_refers_to_help(
     parser: OptionParser, options: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=named) as caught:
@@ -73,7 +73,7 @@ def test_a_wrong_value_is_one_sentence_with_the_way_to_help(
     assert capsys.readouterr() == ("", "")
 
 
-def test_numbers_below_zero_are_values_and_no_options(parser: OptionParser) -> None:
+def test_negative_numbers_are_values_not_options(parser: OptionParser) -> None:
     assert parser.read(["a", "--weights", "w", "--batch_size", "-1"]).batch_size == -1
     assert parser.read(["a", "--weights", "-1,8"]).weights == "-1,8"
     assert parser.read(["-1", "--weights", "w"]).paths == [Path("-1")]
@@ -85,10 +85,8 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: p
     check_output("--json", Path("folder/x.json"))
     check_output("--json", Path("x.json"))
     for name in ("", "/", "..", "folder", "nowhere/x.json"):
-        with pytest.raises(
-            ValueError, match=r"^--json '.*' must be the name of a file in a folder that exists and can"
-        ):
+        with pytest.raises(ValueError, match=r"^--json '.*' must be the name of a file in a folder that exists and"):
             check_output("--json", Path(name))
     monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
-    with pytest.raises(ValueError, match=r"^--plot 'x.png' must be .* and can be written$"):
+    with pytest.raises(ValueError, match=r"^--plot 'x.png' must be .* and is writable$"):
         check_output("--plot", Path("x.png"))

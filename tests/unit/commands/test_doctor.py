@@ -128,7 +128,7 @@ def test_a_resume_is_checked(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) ->
     assert (status, "ok run folder runs/begun is resumed" in table) == (0, True)
     status, table = doctor("--run=begun", "--resume=auto", "--model.label_smoothing=0.3")
     assert status == 1
-    assert "FAIL run folder the run cannot be resumed with other values: model.init_args.label_smoothing was" in table
+    assert "FAIL run folder the run cannot resume with other settings: model.init_args.label_smoothing was" in table
 
 
 def test_a_batch_too_large_for_memory_fails(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_titles_have_everything_but_the_network() -> None:
         (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is not a whole number of at least 1"),
         (["a", "--seconds", "-1"], "--seconds must be between 0 and 3600, got -1"),
         (["a", "--threads", str(CORES + 1)], f"--threads must be at most {CORES}, .*got {CORES + 1}"),
-        (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and can be"),
+        (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and is writable"),
         (["a", "--plot", "nowhere/x.png"], "--plot 'nowhere/x.png' must be the name of a file in a folder"),
         (
             ["a", "--plot", "x.png", "--mode", "inference,train", "--precision", "32,bf16", "--input-size", "32,64,96"],

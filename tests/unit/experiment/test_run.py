@@ -38,7 +38,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Begin]:
 
     def stop(parsed: ParsedExperiment, *parts: str) -> None:
         place = parsed.folder, getattr(rank_zero_only, "rank", 0), 0.0
-        with pytest.raises(ValueError, match="another process trains in"), locked_folder(*place):
+        with pytest.raises(ValueError, match="another process is training in"), locked_folder(*place):
             pass
         raise BegunError(parsed)
 
