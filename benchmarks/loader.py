@@ -6,7 +6,7 @@ Photographs of ImageNet's size, 500 × 375, are cut from those in the folder (fo
 gnome-backgrounds and mate-backgrounds) and stored as a parquet data set and as a tree of class folders. The recipe is
 ImageNet's: RandAugment, random erasing, flips, bicubic, 224 pixels. Loaders are interleaved, without loader processes
 by CPU time, with one by wall time. A second table has the time of each step of ImageFolder and timm's transform;
-`scalablevit profile data` measures the steps of ours. Of the package, this script needs only the datamodule, so that it
+`scalablevit profile data` measures those of this package. The script needs only the datamodule of the package, so it
 also runs with older commits.
 """
 

@@ -34,7 +34,7 @@ class RunCheckpoints(Checkpoint):
 
     Args:
         every_minutes: Longest time between two checkpoints; null for none within an epoch.
-        every_steps: Write a checkpoint after this many optimizer steps, too.
+        every_steps: Also write a checkpoint after this many optimizer steps.
         keep: Number of `step=N.ckpt` to keep. The one before the newest serves if the newest is damaged.
 
     Raises:

@@ -114,7 +114,7 @@ class Examination:
             yield disk.check_checkpoint_space(folder, self.parameters, averaged)
 
     def check_devices(self) -> Iterator[Finding]:
-        """Build the trainer; if its devices are missing, the later checks use what there is."""
+        """Build the trainer; if its devices are missing, the later checks use the available ones."""
         settings = self.config.trainer
         try:
             self.trainer = self.fit.build_trainer()

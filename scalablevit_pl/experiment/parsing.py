@@ -77,7 +77,7 @@ class ParsedExperiment(LightningCLI):
         for part in set(PARTS) - set(parts):
             del config[part]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a name that Lightning uses, too
+            warnings.simplefilter("ignore", DeprecationWarning)  # about a name that Lightning itself uses
             built: Namespace = self.parser.instantiate_classes(config)
         return built
 

@@ -292,7 +292,7 @@ class ImageClassifier(PretrainedNetwork):
         self.num_classes = num_classes
         self.pretrained_cfg = {key: value for key, value in self.pretrained_cfg.items() if key != "label_names"}
         self.default_cfg = self.pretrained_cfg
-        # A new dictionary: the old one may already stand in a record.
+        # A new dictionary: the old one may already be part of a record.
         self.config = self.config | {"num_classes": num_classes, "global_pool": self.head.global_pool}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -166,7 +166,7 @@ def _labels(description: Description) -> str:
 
 
 def _usage(subject: CardSubject, title: str) -> str:
-    name = json.dumps(title, ensure_ascii=False)  # which is valid Python, too
+    name = json.dumps(title, ensure_ascii=False)  # JSON strings are valid Python
     path = subject.description.network_class or ""
     module, _, kind = path.rpartition(".")
     if CLASS_PATH.fullmatch(path):

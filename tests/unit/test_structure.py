@@ -79,7 +79,7 @@ def test_nothing_prints_or_loads_pickles_that_run_code() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=lambda path: path.stem)
-def test_importing_the_networks_imports_nothing_else_of_ours(path: Path) -> None:
+def test_importing_the_networks_imports_no_other_part_of_the_package(path: Path) -> None:
     top = ast.parse(path.read_text()).body
     assert parts_in(top) <= {"models"}
 
