@@ -1,4 +1,4 @@
-"""From an encoded image to what a network sees: one decoding function, the evaluation transform, the record of it."""
+"""From an encoded image to the input of a network: decoding, and evaluation transforms as plain records."""
 
 import io
 import math
@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-# Pillow's names of what has these suffixes; others, such as PostScript, start programs to decode.
+# Pillow's names of these formats. Others, such as PostScript, start programs to decode an image.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# Far beyond any network's images: a resize to more would only use up the memory.
+# Far beyond the images of any network: a larger resize would only exhaust the memory.
 LARGEST_SIDE = 16384
 
 
@@ -31,14 +32,14 @@ class UnreadableImageError(ValueError):
 
 
 def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Image.Image:
-    """Decode an image as people see it: RGB, upright by its EXIF orientation.
+    """Decode an image to RGB, upright according to its EXIF orientation.
 
-    Training, evaluation and prediction all decode here, so that they see the same pixels. Transparency is dropped as by
-    `Image.convert("RGB")`; 16-bit greyscale keeps its upper eight bits.
+    Training, evaluation and prediction all decode here and thus see the same pixels. Transparency is dropped as by
+    `Image.convert("RGB")`; 16-bit grayscale keeps its upper eight bits.
 
     Args:
         source: Encoded bytes, the path of a file, or an opened image.
-        name: What to call the image in an error; by default the path.
+        name: Name of the image in an error message; by default the path.
 
     Raises:
         UnreadableImageError: If the image is missing, damaged, truncated or of unknown format.
@@ -46,28 +47,26 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
     name = name or (str(source) if isinstance(source, str | Path) else "an image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd EXIF and palettes: what matters raises
+            warnings.simplefilter("ignore")  # about odd EXIF data and palettes; real damage raises an error
             if isinstance(source, Image.Image):
                 return _to_rgb(ImageOps.exif_transpose(source))
             image = _open(source)
-            ImageOps.exif_transpose(image, in_place=True)  # without a copy, since nobody else has the image
+            ImageOps.exif_transpose(image, in_place=True)  # no copy: nothing else holds the image
             return _to_rgb(image)
-    except Exception as error:  # each of Pillow's decoders has its own way to give up
-        raise UnreadableImageError(f"cannot read {name}: {error}; mend or remove it") from error
+    except Exception as error:  # Pillow's decoders raise many types
+        raise UnreadableImageError(f"cannot read {name}: {error}; repair or delete it") from error
 
 
 def _open(source: bytes | str | Path) -> Image.Image:
-    if (
-        ImageFile.LOAD_TRUNCATED_IMAGES
-    ):  # a global of Pillow that some libraries set: half an image would pass for whole
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # some libraries set this global, with which half an image passes for whole
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()  # Pillow would read it bit by bit
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()  # Pillow would read it piecemeal
     if not content:
         raise ValueError("it is empty")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError("it is no image of a known format") from error
+        raise ValueError("it is not an image of a known format") from error
     image.load()
     return image
 
@@ -78,106 +77,87 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return the bytes `(3, H, W)` of an RGB image, in memory as images have them: the channels last."""
+    """Return the bytes `(3, H, W)` of an RGB image in the memory layout of images, channels last."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=32)
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return a number of each channel as `(3, 1, 1)`; kept, since a GPU would wait for each copy."""
+    """Return one number per channel as `(3, 1, 1)`; cached, since a GPU would wait for each copy."""
     with torch.inference_mode(False):  # it may be needed outside of it later
         return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """The evaluation transform: resize the short side, crop the centre, normalize. Its values travel with weights.
+class ImagePreprocessing:
+    """An evaluation transform as a record of plain values, which travels with the weights.
 
-    The names and defaults are timm's: an `input_size` of 224 with a `crop_pct` of 0.875 resizes the short side to 256.
+    Each kind is a frozen dataclass with `interpolation`, `mean` and `std` among its fields.
 
     Attributes:
-        input_size: Side of the square that the network sees, in pixels.
-        crop_pct: Side of the centre crop as a fraction of the resized short side.
-        interpolation: Filter of the resize.
-        mean: Mean of each RGB channel, for pixels from 0 to 1.
-        std: Standard deviation of each RGB channel, likewise.
-
-    Raises:
-        ValueError: If a value is out of its range.
+        kind: Name of the transform in records.
     """
 
-    input_size: int = 224
-    crop_pct: float = 0.875
-    interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if type(self.input_size) is not int or self.input_size < 1:
-            raise ValueError(f"input_size must be a whole number of pixels, at least 1, got {self.input_size}")
-        if not 0.0 < self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
-        if self.input_size > LARGEST_SIDE * self.crop_pct:
-            raise ValueError(
-                f"input_size / crop_pct must be at most {LARGEST_SIDE} pixels, got {self.input_size} / {self.crop_pct}"
-            )
-        if self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"mean and std must have three entries, got {list(self.mean)} and {list(self.std)}")
-        if not all(0.0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean must be finite and std positive, got {list(self.mean)} and {list(self.std)}")
+        values: Any = self
+        if values.interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {values.interpolation!r}")
+        mean, std = list(values.mean), list(values.std)
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"mean and std must have three entries, got {mean} and {std}")
+        if not all(0.0 < value < math.inf for value in std) or not all(map(math.isfinite, mean)):
+            raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Transform an RGB image of any size to `(3, input_size, input_size)`, float32, normalized."""
+        """Transform an RGB image of any size to `(3, H, W)`, float32, normalized."""
         return self.normalize(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop an RGB image of any size to bytes `(3, input_size, input_size)`, not normalized yet."""
-        width, height = image.size
-        short = math.floor(self.input_size / self.crop_pct)
-        # The long side is rounded down, as torchvision's Resize does, so that both give the same pixels.
-        size = (short, short * height // width) if width <= height else (short * width // height, short)
-        if size != image.size:
-            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
-        left, top = (round((side - self.input_size) / 2.0) for side in size)
-        return to_pixels(image.crop((left, top, left + self.input_size, top + self.input_size)))
+        """Transform an RGB image of any size to bytes `(3, H, W)`, before normalization."""
+        raise NotImplementedError
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the transformed height and width of an image of a height and width."""
+        raise NotImplementedError
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalize bytes `(…, 3, H, W)`, however they lie in memory, to contiguous float32."""
+        """Normalize bytes `(…, 3, H, W)` of any memory layout to contiguous float32."""
         images = torch.empty(pixels.shape, device=pixels.device)
         if pixels.ndim == 4 and pixels.device.type == "cpu":
-            for image, one in zip(images, pixels, strict=True):  # of which each fits into the cache
+            for image, one in zip(images, pixels, strict=True):  # one image fits into the cache
                 self._normalize_into(image, one)
         else:
             self._normalize_into(images, pixels)
         return images
 
     def _normalize_into(self, images: Tensor, pixels: Tensor) -> None:
-        mean, std = (_channels(tuple(values), pixels.device) for values in (self.mean, self.std))
+        mean, std = self._statistics(pixels.device)
         torch.div(pixels, 255.0, out=images).sub_(mean).div_(std)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Undo `normalize`: normalized images `(…, 3, H, W)` to bytes."""
-        mean, std = (_channels(tuple(values), images.device) for values in (self.mean, self.std))
+        mean, std = self._statistics(images.device)
         return ((images * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON can hold them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        values: Any = self
+        return _channels(tuple(values.mean), device), _channels(tuple(values.std), device)
 
     def summary(self) -> dict[str, str]:
         """Describe the transform for people, as rows of a table."""
-        size, short = self.input_size, math.floor(self.input_size / self.crop_pct)
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return {
-            "input": f"RGB, short side resized to {short} ({self.interpolation}), center crop {size}×{size}",
-            "mean, std": f"{mean}; {std} for pixels from 0 to 1",
-        }
+        values: Any = self
+        mean, std = (", ".join(f"{value:g}" for value in each) for each in (values.mean, values.std))
+        return {"mean, std": f"{mean}; {std} for pixels from 0 to 1"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values in types of JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -187,28 +167,190 @@ class Preprocessing:
             ValueError: If a value is missing, unknown or out of its range.
         """
         names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise ValueError(f"a record of a preprocessing holds {sorted(names)}, this one {sorted(values)}")
+        if values.keys() - {"kind"} != names or values.get("kind", cls.kind) != cls.kind:
+            raise ValueError(f"a {cls.kind} preprocessing record holds {sorted(names)}, got {dict(values)}")
         try:
-            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+            return cls(**{name: tuple(values[name]) if name in ("mean", "std") else values[name] for name in names})
         except TypeError as error:
-            raise ValueError(f"this is no record of a preprocessing: {error}") from error
+            raise ValueError(f"{dict(values)} is not a preprocessing record: {error}") from error
 
 
-def read_record(values: Mapping[str, Any]) -> Preprocessing:
-    """Rebuild a preprocessing from its record."""
-    return Preprocessing.from_dict(values)
+@dataclass(frozen=True)
+class Preprocessing(ImagePreprocessing):
+    """Resize the short side, crop the center, normalize: the evaluation transform of classification.
+
+    The names and defaults are timm's: an `input_size` of 224 with a `crop_pct` of 0.875 resizes the short side to 256.
+
+    Attributes:
+        input_size: Side of the square that the network sees, in pixels.
+        crop_pct: Side of the center crop as a fraction of the resized short side.
+        interpolation: Filter of the resize.
+        mean: Mean of each RGB channel, for pixels from 0 to 1.
+        std: Standard deviation of each RGB channel, likewise.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    kind: ClassVar[str] = "center_crop"
+
+    input_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _check_pixels("input_size", self.input_size)
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if self.input_size > LARGEST_SIDE * self.crop_pct:
+            raise ValueError(
+                f"input_size / crop_pct must be at most {LARGEST_SIDE} pixels, got {self.input_size} / {self.crop_pct}"
+            )
+        super().__post_init__()
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop an RGB image of any size to bytes `(3, input_size, input_size)`, before normalization."""
+        height, width = _resized(image.height, image.width, math.floor(self.input_size / self.crop_pct))
+        image = _resize(image, (width, height), self.interpolation)
+        left, top = (round((side - self.input_size) / 2.0) for side in (width, height))
+        return to_pixels(image.crop((left, top, left + self.input_size, top + self.input_size)))
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return `input_size` twice."""
+        return self.input_size, self.input_size
+
+    def summary(self) -> dict[str, str]:
+        """Describe the transform for people, as rows of a table."""
+        size, short = self.input_size, math.floor(self.input_size / self.crop_pct)
+        what = f"RGB, short side resized to {short} ({self.interpolation}), center crop {size}×{size}"
+        return {"input": what} | super().summary()
+
+
+@dataclass(frozen=True)
+class DensePreprocessing(ImagePreprocessing):
+    """Resize the short side, keep the aspect ratio, pad right and bottom: the evaluation transform of dense tasks.
+
+    The padding has the mean color, which normalization turns into zero up to the rounding of bytes.
+
+    Attributes:
+        short_side: Short side of the resized image in pixels.
+        long_side: Largest long side; an image that would exceed it is resized to it.
+        divisor: Height and width are padded to a multiple of this.
+        interpolation: Filter of the resize.
+        mean: Mean of each RGB channel, for pixels from 0 to 1.
+        std: Standard deviation of each RGB channel, likewise.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    kind: ClassVar[str] = "short_side"
+
+    short_side: int = 512
+    long_side: int = 2048
+    divisor: int = 32
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "divisor"):
+            _check_pixels(name, getattr(self, name))
+        if not self.short_side <= self.long_side <= LARGEST_SIDE:
+            raise ValueError(
+                f"long_side must be from short_side to {LARGEST_SIDE}, got {self.long_side} and {self.short_side}"
+            )
+        super().__post_init__()
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and pad an RGB image of any size to bytes `(3, H, W)`, before normalization."""
+        height, width = self.resized_size((image.height, image.width))
+        return self.pad(to_pixels(_resize(image, (width, height), self.interpolation)))
+
+    def pad(self, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Pad bytes `(3, H, W)` right and bottom to a size, by default to the next multiples of `divisor`."""
+        height, width = pixels.shape[1:]
+        color = torch.tensor(self.mean).mul(255.0).round().to(torch.uint8)
+        padded = color.repeat(*(size or self._multiples(height, width)), 1).permute(2, 0, 1)
+        padded[:, :height, :width] = pixels
+        return padded
+
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of a resized image before padding."""
+        return _resized(*size, self.short_side, self.long_side)
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the transformed height and width, with padding, of an image of a height and width."""
+        return self._multiples(*self.resized_size(size))
+
+    def _multiples(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
+    def restore(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return maps of an image, such as logits `(C, H, W)`, as `(C, height, width)` of the original image."""
+        height, width = self.resized_size(size)
+        return functional.interpolate(maps[None, :, :height, :width], size, mode="bilinear", align_corners=False)[0]
+
+    def restore_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return boxes `(N, 4)` of an image, as x and y of two corners, in pixels of the original image."""
+        scale = torch.tensor([old / new for old, new in zip(size, self.resized_size(size), strict=True)])
+        restored: Tensor = boxes * scale.flip(0).repeat(2).to(boxes)
+        return restored
+
+    def summary(self) -> dict[str, str]:
+        """Describe the transform for people, as rows of a table."""
+        what = f"RGB, short side resized to {self.short_side}, long side at most {self.long_side} "
+        what += f"({self.interpolation}), padded to multiples of {self.divisor}"
+        return {"input": what} | super().summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the kind and the values in types of JSON."""
+        return {"kind": self.kind} | super().to_dict()
+
+
+def _check_pixels(name: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a whole number of pixels, at least 1, got {value}")
+
+
+def _resized(height: int, width: int, short: int, longest: int | None = None) -> tuple[int, int]:
+    """Return the size with a short side, or with the longest side if that would be exceeded."""
+    # The other side is rounded down, as torchvision's Resize does, so that both give the same pixels.
+    small, large = sorted((height, width))
+    new_small, new_large = short, short * large // small
+    if longest is not None and new_large > longest:
+        new_small, new_large = max(1, longest * short // new_large), longest
+    return (new_small, new_large) if height <= width else (new_large, new_small)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
+    return image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def read_record(values: Mapping[str, Any]) -> ImagePreprocessing:
+    """Rebuild a preprocessing of any kind from its record; one without a `kind` is a center crop.
+
+    Raises:
+        ValueError: If the kind is unknown, or a value is missing, unknown or out of its range.
+    """
+    kinds = {record.kind: record for record in (Preprocessing, DensePreprocessing)}
+    kind = str(values.get("kind", Preprocessing.kind))
+    if kind not in kinds:
+        raise ValueError(f"the preprocessing {kind!r} is unknown: use one of {', '.join(kinds)}")
+    return kinds[kind].from_dict(values)
 
 
 def read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing that the entries of a timm network's `pretrained_cfg` describe.
+    """Return the preprocessing that a timm network's `pretrained_cfg` describes.
 
     Raises:
-        ValueError: If there is none of ours that does the same.
+        ValueError: If it is not a square center crop.
     """
     sides, mode = tuple(cfg["input_size"])[1:], cfg.get("crop_mode") or "center"
     if len(sides) != 2 or sides[0] != sides[1] or mode != "center":
-        raise ValueError(f"images of {sides} pixels by a crop {mode!r}: only square crops of the centre are known")
+        raise ValueError(f"only square center crops are supported, got images of {sides} pixels and crop_mode={mode!r}")
     return Preprocessing(sides[0], cfg["crop_pct"], cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"]))
 
 
@@ -216,21 +358,16 @@ def open_image(source: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> 
     """Return an RGB image from a file, encoded bytes, an opened image or an array of bytes `(H, W)` or `(H, W, 3)`.
 
     Raises:
-        ValueError: If it is none of these, or cannot be read.
+        ValueError: If it is not one of these, or cannot be read.
     """
     if isinstance(source, str | Path | bytes | Image.Image):
         return decode_image(source)
-    grey_or_rgb = isinstance(source, np.ndarray) and (
-        source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
+    what = repr(type(source).__name__)
+    if isinstance(source, np.ndarray):
+        what = f"an array {source.shape} of {source.dtype}"
+        if source.dtype == np.uint8 and source.size and source.ndim > 1 and source.shape[2:] in ((), (3,), (4,)):
+            return decode_image(Image.fromarray(source))
+    raise ValueError(
+        f"{what} is not an image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8 "
+        "(call the network itself on a preprocessed tensor)"
     )
-    if not grey_or_rgb or source.dtype != np.uint8 or 0 in source.shape:
-        what = (
-            f"an array {source.shape} of {source.dtype}"
-            if isinstance(source, np.ndarray)
-            else repr(type(source).__name__)
-        )
-        raise ValueError(
-            f"{what} is no image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8 "
-            "(a tensor that is preprocessed already goes to the network itself)"
-        )
-    return decode_image(Image.fromarray(source))

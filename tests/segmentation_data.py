@@ -30,16 +30,18 @@ class SegmentationDataModule(BaseDataModule):
         **kwargs: Arguments of `BaseDataModule`.
     """
 
+    preprocessing: Preprocessing
+
     def __init__(
         self,
         dataset: str,
         *,
         classes: Sequence[str],
         mask_column: str = "mask",
-        preprocessing: Preprocessing = Preprocessing(32, 1.0),  # noqa: B008
+        preprocessing: Preprocessing | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dataset, preprocessing=preprocessing, **kwargs)
+        super().__init__(dataset, preprocessing=preprocessing or Preprocessing(32, 1.0), **kwargs)
         self.class_names = list(classes)
         self.mask_column = mask_column
 

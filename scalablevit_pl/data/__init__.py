@@ -7,15 +7,16 @@ if TYPE_CHECKING:
     from scalablevit_pl.data.base import BaseDataModule
     from scalablevit_pl.data.classification import ClassificationDataModule
     from scalablevit_pl.data.transforms import Augmentation
-    from scalablevit_pl.preprocessing import Preprocessing
+    from scalablevit_pl.preprocessing import DensePreprocessing, Preprocessing
 
-__all__ = ["Augmentation", "BaseDataModule", "ClassificationDataModule", "Preprocessing"]
+__all__ = ["Augmentation", "BaseDataModule", "ClassificationDataModule", "DensePreprocessing", "Preprocessing"]
 
 # Imported on first use: reading ImageNet's class names, for example, must not import Lightning.
 _HOMES = {
     "Augmentation": "data.transforms",
     "BaseDataModule": "data.base",
     "ClassificationDataModule": "data.classification",
+    "DensePreprocessing": "preprocessing",
     "Preprocessing": "preprocessing",
 }
 

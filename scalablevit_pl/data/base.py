@@ -19,7 +19,7 @@ from scalablevit_pl.data.source import find_revision, find_stream, load_splits, 
 from scalablevit_pl.data.splits import STAGE_PARTS, SplitNames, check_split_sizes, cut_rows, select_split
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.worker import spare_worker
-from scalablevit_pl.preprocessing import Preprocessing, UnreadableImageError
+from scalablevit_pl.preprocessing import ImagePreprocessing, UnreadableImageError
 from scalablevit_pl.randomness import run_seed, seeded
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self,
         dataset: str,
         *,
-        preprocessing: Preprocessing,
+        preprocessing: ImagePreprocessing,
         revision: str | None = None,
         image_column: str | None = None,
         train_split: str = "train",

@@ -37,6 +37,8 @@ class ClassificationDataModule(BaseDataModule):
         labels: The class index of each row of a split, set by `setup`.
     """
 
+    preprocessing: Preprocessing
+
     def __init__(
         self,
         dataset: str,

@@ -174,7 +174,9 @@ def _load_parquet(folder: Path, files: dict[str, list[Path]]) -> datasets.Datase
         return datasets.load_dataset("parquet", data_files=escaped)
     except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(f"cannot read the parquet files in {str(folder)!r}: {reason}; mend or remove them") from error
+        raise ValueError(
+            f"cannot read the parquet files in {str(folder)!r}: {reason}; repair or delete them"
+        ) from error
 
 
 def _split_of(path: Path) -> str:

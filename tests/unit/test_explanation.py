@@ -95,8 +95,8 @@ def test_an_error_of_a_loader_process_is_found_in_its_text(tmp_path: Any) -> Non
     assert "Traceback" in str(error)
     sentence = explain(error)
     assert sentence is not None
-    assert sentence.startswith(f"cannot read {tmp_path}/bad.jpg: it is no image of a known format")
-    assert sentence.endswith("mend or remove it")
+    assert sentence.startswith(f"cannot read {tmp_path}/bad.jpg: it is not an image of a known format")
+    assert sentence.endswith("repair or delete it")
 
 
 def test_the_lines_of_a_message_are_joined() -> None:

@@ -82,7 +82,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
     assert "FAIL classes the data has 2 classes but the network has num_classes=10 → set --model.network" in table
     assert "of 8 cannot be read:" in table
     assert "0.jpg" in table
-    assert table.count("→ repair or delete them") >= 2
+    assert table.count("→ repair or delete") >= 2
     assert "warn test data there is no split 'test' → choose among train" in table
     assert "ok configuration" in table
     assert "ok training step" in table

@@ -95,7 +95,9 @@ def test_an_unreadable_image_is_named_as_in_a_fit(streamed: bool, tmp_path: Path
         patch.setattr(Image.Image, "save", lambda _, path: path.write_bytes(b"no image"))
         folder = make_images(tmp_path / "data", streamed)
     name = "row 0 of split 'train'" if streamed else r"data/train/class0/\d+\.png"
-    with pytest.raises(ValueError, match=f"cannot read .*{name}: it is no image of a known format; mend or remove it"):
+    with pytest.raises(
+        ValueError, match=f"cannot read .*{name}: it is not an image of a known format; repair or delete it"
+    ):
         run(f"--data.dataset={folder}", f"--data.streaming={str(streamed).lower()}")
 
 

@@ -166,17 +166,17 @@ def test_predictions_hold_no_graph(model: ImageClassifier) -> None:
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"an array \(4, 4, 3\) of float32 is no image"),
-        (np.zeros((4, 4, 3), np.int64), r"an array \(4, 4, 3\) of int64 is no image"),
-        (np.zeros((4, 4, 2), np.uint8), r"an array \(4, 4, 2\) of uint8 is no image"),
-        (np.zeros((4, 4, 1), np.uint8), r"an array \(4, 4, 1\) of uint8 is no image"),
-        (np.zeros((3, 4, 5), np.uint8), r"an array \(3, 4, 5\) of uint8 is no image"),
-        (np.zeros(4, np.uint8), r"an array \(4,\) of uint8 is no image"),
-        (np.zeros((0, 4, 3), np.uint8), r"an array \(0, 4, 3\) of uint8 is no image"),
-        (torch.zeros(3, 4, 4), "'Tensor' is no image"),
-        (None, "'NoneType' is no image"),
-        (3, "'int' is no image"),
-        ({"image": 1}, "'dict' is no image"),
+        (np.zeros((4, 4, 3), np.float32), r"an array \(4, 4, 3\) of float32 is not an image"),
+        (np.zeros((4, 4, 3), np.int64), r"an array \(4, 4, 3\) of int64 is not an image"),
+        (np.zeros((4, 4, 2), np.uint8), r"an array \(4, 4, 2\) of uint8 is not an image"),
+        (np.zeros((4, 4, 1), np.uint8), r"an array \(4, 4, 1\) of uint8 is not an image"),
+        (np.zeros((3, 4, 5), np.uint8), r"an array \(3, 4, 5\) of uint8 is not an image"),
+        (np.zeros(4, np.uint8), r"an array \(4,\) of uint8 is not an image"),
+        (np.zeros((0, 4, 3), np.uint8), r"an array \(0, 4, 3\) of uint8 is not an image"),
+        (torch.zeros(3, 4, 4), "'Tensor' is not an image"),
+        (None, "'NoneType' is not an image"),
+        (3, "'int' is not an image"),
+        ({"image": 1}, "'dict' is not an image"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -209,7 +209,7 @@ def test_the_preprocessing_is_that_of_the_description(model: ImageClassifier) ->
     assert model.preprocessing == PREPROCESSING
     assert create_model("scalablevit_nano").preprocessing == Preprocessing()
     model.pretrained_cfg["crop_mode"] = "squash"
-    with pytest.raises(ValueError, match="only square crops of the centre"):
+    with pytest.raises(ValueError, match="only square center crops"):
         model.predict(PIXELS)
 
 
