@@ -144,7 +144,7 @@ class DataExamination:
         """Decode a sample of each part."""
         if self.loaded and self.known:
             for part, images in self.datamodule.images.items():
-                yield data.check_sample(part, data.decode_sample(images, self.options.images))
+                yield data.check_images(part, images, self.options.images)
 
 
 @contextmanager

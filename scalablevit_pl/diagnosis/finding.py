@@ -55,7 +55,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e3:.0f} kB"
 
 
-def listed(names: list[str], limit: int = 5) -> str:
+def listed(names: list[str], limit: int = 5, separator: str = ", ") -> str:
     """Join the first names of a list, and say how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return separator.join(names[:limit]) + more

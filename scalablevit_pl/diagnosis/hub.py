@@ -3,9 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
@@ -14,12 +13,11 @@ from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.weights.hub.client import HubError, hub_errors, retry
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The files of a data repository at a commit, with their sizes in bytes."""
 
     commit: str
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int]
 
 
 def check_token() -> Finding:

@@ -71,13 +71,7 @@ def check_precision(precision: str, device: torch.device) -> Finding:
 
 
 def check_cores(workers: int, processes: int, cores: int) -> Finding:
-    """Compare the loader processes of all training processes on this machine with its cores.
-
-    Args:
-        workers: Loader processes of each training process.
-        processes: Training processes on this machine.
-        cores: CPU cores.
-    """
+    """Compare the loader processes (`workers`) of all training processes on this machine with its cores."""
     text = f"{cores} core(s) for {processes} × {workers} loader process(es)"
     if workers * processes <= cores:
         return Finding("ok", "cores", text)
@@ -88,14 +82,7 @@ def check_cores(workers: int, processes: int, cores: int) -> Finding:
 def check_shared_memory(
     workers: int, processes: int, batch_bytes: int, folder: Path = SHARED_MEMORY
 ) -> Iterator[Finding]:
-    """Compare the shared memory with the batches that loader processes keep there.
-
-    Args:
-        workers: Loader processes of each training process.
-        processes: Training processes on this machine.
-        batch_bytes: Size of a batch.
-        folder: Where the system keeps it; systems without that folder have no such limit.
-    """
+    """Compare the shared memory with the batches that loader processes keep there, if the system has its folder."""
     if workers == 0 or not folder.is_dir():
         return
     # Each loader process makes batches ahead, and the training process holds one more.

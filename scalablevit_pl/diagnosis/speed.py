@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,7 @@ LONGEST = 50  # steps
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """Speed of training steps.
-
-    Attributes:
-        images_per_second: Of one process.
-        batch_size: Images of a step.
-        device: The device that computed.
-        memory: Peak memory of a GPU, in bytes.
-    """
+    """Speed of training steps of one process, and the peak memory of a GPU in bytes."""
 
     images_per_second: float
     batch_size: int
@@ -38,11 +31,11 @@ class StepSpeed:
 
 
 def time_steps(task: Any, trainer: pl.Trainer, batch: dict[str, Any], seconds: float) -> StepSpeed:
-    """Measure training steps on a repeated batch, on one of the trainer's devices. The network is changed.
+    """Measure training steps on a repeated batch for some seconds. The network is changed.
 
     Args:
         task: The task.
-        trainer: Gives device, precision and clipping.
+        trainer: Gives device, precision and clipping; only one device is used.
         batch: A batch as the task receives it; on a CPU only a part of it is used if all of it would take too long.
         seconds: Time to measure, after the first steps.
     """
@@ -109,17 +102,13 @@ def _repeat(batch: dict[str, Any], batch_size: int) -> DataLoader[Any]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings, and the log of Lightning and of this package, inside the block."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scalablevit_pl")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with ExitStack() as stack:
+        for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "scalablevit_pl")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_step(speed: StepSpeed, batch_size: int) -> Finding:

@@ -16,12 +16,9 @@ LONGEST = 1.0
 
 @dataclass(frozen=True)
 class MatrixRate:
-    """The best rate of a square matrix product.
+    """The best rate of a square matrix product, its side, and the median seconds of a product by side.
 
-    Attributes:
-        operations_per_second: A multiply-add counts as two operations.
-        side: Side of the matrices that reached it.
-        seconds: Median of a product, by side.
+    A multiply-add counts as two operations.
     """
 
     operations_per_second: float

@@ -30,13 +30,7 @@ Key = Setting | tuple[str, int]  # a case, or precision and side of a matrix pro
 
 @dataclass(frozen=True)
 class Plan:
-    """Length of a measurement.
-
-    Attributes:
-        repeats: Rounds; each measures every case once.
-        seconds: Least time of a sample.
-        warmup: Steps of each case before the first round.
-    """
+    """Length of a measurement: rounds, least seconds of a sample, and steps of each case before the first round."""
 
     repeats: int = 10
     seconds: float = 0.1
@@ -47,16 +41,12 @@ class Plan:
 class Result:
     """Measurements of a case; None where it failed or a value does not apply.
 
+    `report.CONVENTIONS` defines the quantities.
+
     Attributes:
-        setting: The case.
         note: Why there are no times, or empty.
-        parameters: Number of weights.
-        multiply_adds: For one image; `report.CONVENTIONS` defines this and the following values.
-        attention_multiply_adds: For one image, in addition.
         samples: Seconds per call, one sample for each round.
         seconds: Their spread.
-        peak_memory: Bytes.
-        compile_seconds: Time of the first step, if it compiles.
         matrix: Rate of matrix products of the same type in the same rounds.
         error: The error behind the note.
     """
@@ -97,14 +87,8 @@ def measure(
 ) -> list[Result]:
     """Measure every case; those of the same batch and input size are interleaved.
 
-    A case that cannot be built, compiled or run has a result with a note.
-
-    Args:
-        settings: The cases.
-        device: The device that computes.
-        plan: Length of the measurement.
-        build: Returns the network of a setting, on the CPU.
-        matrices: Also measure matrix products.
+    A case that cannot be built, compiled or run has a result with a note. With `matrices`, matrix products are measured
+    in the same rounds.
     """
     results: list[Result] = []
     key = attrgetter("batch_size", "input_size")
@@ -211,12 +195,7 @@ def _with_times(result: Result, timings: Timings[Key]) -> Result:
 
 
 def failure_reason(error: Exception, compiling: bool = False) -> str:
-    """Return in a few words why a case could not be measured.
-
-    Args:
-        error: The error it raised.
-        compiling: Whether the compiling step raised it.
-    """
+    """Return in a few words why a case could not be measured, or compiled if the compiling step raised the error."""
     text = str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         return "out of memory"

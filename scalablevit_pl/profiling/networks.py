@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from scalablevit_pl.models import ImageClassifier, create_model, fuse, list_models
+from scalablevit_pl.models import create_model, from_pretrained, fuse, list_models
 from scalablevit_pl.weights.folder import CONFIG, WEIGHTS, is_model_folder
 from scalablevit_pl.weights.source import locate_model
 
@@ -35,12 +35,7 @@ class Setting:
     Attributes:
         network: Name of a network of this package or of timm, or the folder or repository of a released model.
         mode: `inference`, or `train` for training steps.
-        precision: `32`, `bf16` or `fp16`.
-        compiled: Use `torch.compile`.
-        batch_size: Images per call.
         input_size: Height and width in pixels.
-        channels_last: Store images and convolution weights channels-last.
-        grad_checkpointing: Recompute activations in the backward pass.
         fused: Fuse linear layers with the following GELU by oneDNN (inference on a CPU).
     """
 
@@ -72,14 +67,8 @@ class Setting:
         return f"{self.way}, batch {self.batch_size}, {self.size}"
 
 
-@dataclass
-class Case:
-    """A network that is ready to be timed.
-
-    Attributes:
-        step: One inference or training step on images that are already on the device.
-        tensors: What is kept between steps: weights, optimizer state, images and labels.
-    """
+class Case(NamedTuple):
+    """An inference or training step, and the tensors that are kept between steps: weights, optimizer state, images."""
 
     step: Callable[[], object]
     tensors: Callable[[], Iterable[Tensor]]
@@ -87,7 +76,7 @@ class Case:
     @property
     def held(self) -> int:
         """Bytes that are kept between steps."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 def check_networks(names: Iterable[str]) -> dict[str, Path]:
@@ -115,26 +104,21 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
 
 
 def build_network(setting: Setting, folders: Mapping[str, Path] | None = None) -> nn.Module:
-    """Build a network on the CPU; a folder or repository also gives its weights, others are random.
-
-    Args:
-        setting: Names the network.
-        folders: Folders of released models by name; others are located by their name.
+    """Build a network on the CPU. A released model has its weights, from `folders` if its name is there.
 
     Raises:
         ValueError: If there is no such network.
     """
-    name, network = setting.network, None
-    if name in list_models():
-        return create_model(name, grad_checkpointing=setting.grad_checkpointing)
-    network = (
-        ImageClassifier.from_pretrained((folders or {}).get(name, name))
-        if "/" in name
-        else _build_timm(name, setting.input_size)
-    )
+    name = setting.network
+    network: Any
+    if "/" in name:
+        network = from_pretrained((folders or {}).get(name, name))
+    else:
+        network = create_model(name) if name in list_models() else _build_timm(name, setting.input_size)
     if setting.grad_checkpointing:
         network.set_grad_checkpointing(True)
-    return network
+    built: nn.Module = network
+    return built
 
 
 def _build_timm(name: str, input_size: tuple[int, int]) -> Any:
@@ -158,11 +142,6 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
     Inference has weights and images in the type of the precision. A training step has float32 weights and autocast to
     that type, with a loss scaler for fp16: forward pass, cross entropy with random labels, backward pass, fused AdamW,
     and setting the gradients to None. Images and labels are already on the device.
-
-    Args:
-        network: The network, which is changed.
-        setting: How it is run.
-        device: The device that computes.
 
     Raises:
         ValueError: If a network without classes is to be trained.

@@ -59,14 +59,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device, wait_each: bool = False) -> float:
-    """Time some calls and return the mean seconds of one.
-
-    Args:
-        call: The call to time.
-        calls: Number of calls between two readings of the clock.
-        device: The device to synchronize before each reading.
-        wait_each: Also synchronize after each call, which measures the latency.
-    """
+    """Return the mean seconds of some calls; with `wait_each` after a synchronization each, which is their latency."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -93,7 +86,7 @@ def time_interleaved(
         calls: The calls to measure.
         device: The device that computes.
         repeats: Rounds that count.
-        seconds: Least time of a sample, filled with as many calls as it takes.
+        seconds: Least time of a sample.
         wait_each: Synchronize after each call, as for a latency.
     """
     timings: Timings[Key] = Timings({key: [] for key in calls}, {})
@@ -140,12 +133,7 @@ def gc_disabled() -> Iterator[None]:
 
 
 def measure_throughput(loader: DataLoader[Any], seconds: float) -> float:
-    """Return the images per second of a loader whose consumer does nothing but wait.
-
-    Args:
-        loader: The loader; its iteration is started here and abandoned after that time.
-        seconds: Time to measure; the batch that is being loaded at its end still counts.
-    """
+    """Return the images per second of a loader whose consumer only waits, until the first batch after some seconds."""
     start = time.perf_counter()
     arrivals: list[float] = []
     sizes: list[int] = []

@@ -174,7 +174,7 @@ def test_titles_have_everything_but_the_network() -> None:
         (["resnet10t", "--json", "nowhere/x.json"], "'nowhere/x.json' must be the name of a file in a folder"),
         ([*map(str, range(9)), "--plot", "x.png"], "distinguish at most 8 networks, got 9"),
         (["nowhere/x"], "no folder 'nowhere/x' here"),
-        (["./typo"], r"'\./typo' is no folder"),
+        (["./typo"], r"'\./typo' is neither a folder nor a repository name"),
         (["a", "--batch-size", "-1"], "--batch-size: '-1' is not a whole number of at least 1"),
         (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is not a whole number of at least 1"),
         (["a", "--seconds", "-1"], "--seconds must be between 0 and 3600, got -1"),
@@ -203,7 +203,7 @@ def test_if_nothing_is_measured_each_network_has_reason_and_remedy() -> None:
 def test_a_damaged_model_does_not_suggest_another_size(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json' is damaged, it holds no JSON.*: use an intact copy of it$"):
+    with pytest.raises(ValueError, match=r"config\.json' is damaged, it does not hold JSON.*: use an intact copy of it$"):
         profile([str(tmp_path), *QUICK])
 
 

@@ -45,7 +45,7 @@ def test_missing_models_are_reported_before_measuring(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_model").mkdir()
     for name, message in (
-        ("./typo", r"'\./typo' is no folder"),
+        ("./typo", r"'\./typo' is neither a folder nor a repository name"),
         ("./my_model", "holds no model: give a folder with"),
         ("my_model", r"'my_model' is not the name of a network: to use the folder, write \./my_model$"),
     ):
@@ -56,7 +56,7 @@ def test_missing_models_are_reported_before_measuring(tmp_path: Path, monkeypatc
 def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     create_model("scalablevit_nano", num_classes=3).save_pretrained(tmp_path)
-    monkeypatch.setattr(networks, "locate", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(networks, "locate_model", lambda name: asked.append(name) or tmp_path)
     folders = check_networks(["owner/name"])
     for mode in ("inference", "train"):
         assert build_network(Setting("owner/name", mode), folders).num_classes == 3
