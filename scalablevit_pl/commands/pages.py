@@ -20,8 +20,9 @@ commands:
   info       show what such a folder holds, here or on the Hub
 
 options:
-  --help     show this page; after a command, the page of that command
-  --version  show the version
+  --help       show this page; after a command, the page of that command
+  --traceback  after a command: show where an error came from
+  --version    show the version
 
 examples:
   scalablevit fit --config recipes/quickstart.yaml --run first
@@ -45,7 +46,6 @@ usage: scalablevit {command} --run RUN [OPTIONS]
   --data.num_workers INT     loader processes of each process
   --trainer.accelerator auto|cpu|gpu    --trainer.devices INT
   --print_config   show the resolved configuration and exit
-  --traceback      show where an error came from
   --help-all       show every option
 """
 
@@ -104,7 +104,6 @@ trainer (all of Lightning's options)
   --checkpoint.every_minutes FLOAT      within an epoch (default: 30)
 
   --print_config   show the resolved configuration and exit
-  --traceback      show where an error came from
   --help-all       show every option
 """,
     "doctor": """\
@@ -122,13 +121,10 @@ leaves no run behind.
   --traceback      show where errors came from, and continue
   --help-all       show every option of fit
 
-checks
-  versions; the configuration; whether the run folder is free and writable, and
-  has space for the checkpoints; devices and precision; token, terms, revision
-  and size of data on the Hub; space for the data; splits, classes, and classes
-  without images; unreadable images; processor cores and shared memory; the
-  resulting batch, learning rate and steps; speed of the training step and of
-  the data, and memory
+The checks cover versions, configuration, run folder, devices and precision,
+token and terms on the Hub, disk space, classes, unreadable images, processor
+cores, shared memory, the resulting batch, learning rate and steps, and speed
+and memory of the training step and of the data.
 
 Each row begins with ok, with warn for a problem the run can tolerate, or with
 FAIL. The exit status is 0 without a FAIL, 1 with one, and 2 if the command
@@ -167,7 +163,6 @@ test images of a run
   --run NAME                 a run: a name below runs/, or a path
   --ckpt_path best|last|FILE weights (default: best, or else last)
 
-  --traceback      show where an error came from
   --help-all       show every option of the second form
 """,
     "plot": """\
@@ -178,7 +173,6 @@ of their best metrics, last training loss and images per second.
 
   RUN                  a run: a name below runs/, or a path
   --out FILE           the picture to write (default: comparison.png)
-  --traceback          show where an error came from
 """,
     "profile": """\
 usage: scalablevit profile MODEL [MODEL ...] [OPTIONS]
@@ -219,8 +213,6 @@ timm's transform, and time its stages; options of fit, and
   --images INT           images to measure with (default: 1024)
   --json FILE|-          as above
 
-  --traceback            show where an error came from
-
 examples:
   scalablevit profile scalablevit_s swin_tiny_patch4_window7_224 twins_svt_small
   scalablevit profile scalablevit_s scalablevit_b --mode train \\
@@ -236,7 +228,6 @@ config.json, and README.md, the model card with the run's recipe and results.
   --average ema|none   averaged or raw weights (default: averaged if any)
   --license NAME       license for the card, such as apache-2.0
   --overwrite          replace the model in the folder
-  --traceback          show where an error came from
 """,
     "convert": """\
 usage: scalablevit convert REFERENCE.pth FOLDER --model NAME|CONFIG [OPTIONS]
@@ -247,7 +238,6 @@ checkpoint is not run.
   --model NAME|FILE    scalablevit_s, _b, _l, or a JSON file with arguments of
                        ScalableViT: checkpoints lack the numbers of heads
   --overwrite          replace the model in the folder
-  --traceback          show where an error came from
 """,
     "push": """\
 usage: scalablevit push FOLDER OWNER/NAME [OPTIONS]
@@ -259,7 +249,6 @@ the folder, its card and license, and the token. Repeating it is safe.
   --revision BRANCH    branch to push to (default: main)
   --license NAME       license instead of the card's, such as apache-2.0
   --dry-run            check everything, show what would be done, do nothing
-  --traceback          show where an error came from
 """,
     "pull": """\
 usage: scalablevit pull OWNER/NAME FOLDER [OPTIONS]
@@ -269,7 +258,6 @@ checksums verified. The folder appears when it is complete.
 
   --revision REVISION  branch, tag or commit (default: the main branch)
   --overwrite          replace the model in the folder
-  --traceback          show where an error came from
 """,
     "info": """\
 usage: scalablevit info FOLDER|OWNER/NAME [OPTIONS]
@@ -278,6 +266,5 @@ Show a model's folder, here or on the Hugging Face Hub: the network, its cost,
 labels, metrics, commit and checksum. Weights are not downloaded.
 
   --revision REVISION  branch, tag or commit (default: the main branch)
-  --traceback          show where an error came from
 """,
 }

@@ -1,5 +1,6 @@
 """The command line of `fit`, `validate`, `test` and `predict`: parsed once, resolved once, rendered once."""
 
+import argparse
 import difflib
 import os
 import time
@@ -12,15 +13,6 @@ from scalablevit_pl.run_folder import CONFIG, existing_run, resumable_checkpoint
 
 # Next to the package's modules when installed; in a checkout at its top.
 CONFIG_FOLDERS = tuple(folder / "configs" for folder in list(Path(__file__).parents)[1:3])
-NAMES = {
-    "-c": "configs",
-    "--config": "configs",
-    "--run": "run",
-    "--weights": "weights",
-    "--resume": "resume",
-    "--ckpt_path": "resume",
-}
-RENDERED = {"configs": "--config", "run": "--run", "weights": "--weights", "resume": "--ckpt_path"}
 CLASSES = ("--data", "--model", "--data.class_path", "--model.class_path")
 NULL = "null"  # jsonargparse's word for None
 
@@ -52,27 +44,23 @@ class Invocation:
         Raises:
             ValueError: If the value of an option is missing.
         """
-        values: dict[str, list[str]] = {field: [] for field in RENDERED}
-        rest: list[str] = []
-        remaining = iter(words[1:])
-        for word in remaining:
-            option, equals, value = word.partition("=")
-            field = NAMES.get(option)
-            if field is None:
-                rest.append(word)
-                continue
-            value = value if equals else next(remaining, "--")
-            if not equals and value.startswith("--"):
-                raise ValueError(f"{option} has no value: write one after it")
-            values[field].append(value)
-        last = {field: given[-1] for field, given in values.items() if given and field != "configs"}
-        return cls(words[0], tuple(values["configs"]), rest=tuple(rest), **last)
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        parser.add_argument("-c", "--config", action="append", default=[])
+        parser.add_argument("--run")
+        parser.add_argument("--weights")
+        parser.add_argument("--ckpt_path", "--resume", dest="resume")
+        try:
+            named, rest = parser.parse_known_args(words[1:])
+        except argparse.ArgumentError as error:
+            raise ValueError(f"{error.argument_name} has no value: write one after it") from error
+        return cls(words[0], tuple(named.config), named.run, named.weights, named.resume, tuple(rest))
 
     def render(self) -> list[str]:
         """Return words that `parse` turns into an equal invocation: for jsonargparse and for child processes."""
-        named = [(RENDERED[field], getattr(self, field)) for field in ("run", "weights", "resume")]
-        options = [("--config", config) for config in self.configs] + named
-        return [self.command, *(f"{name}={value}" for name, value in options if value is not None), *self.rest]
+        named = {"--run": self.run, "--weights": self.weights, "--ckpt_path": self.resume}
+        options = [*(f"--config={config}" for config in self.configs)]
+        options += [f"{option}={value}" for option, value in named.items() if value is not None]
+        return [self.command, *options, *self.rest]
 
     def resolve(self) -> Self:
         """Return the same invocation with the run, the configuration files and the commit of the weights filled in.
@@ -84,14 +72,9 @@ class Invocation:
         """
         if "--help-all" in self.rest:
             return type(self)(self.command, rest=("--help",))
-        if self.asks_for_help:
-            return self
+        if any(word == "--help" or word.partition("=")[0].endswith(".help") for word in self.rest):
+            return self  # the parser answers
         return self._continued()._with_pinned_weights()._with_run()._with_configs()
-
-    @property
-    def asks_for_help(self) -> bool:
-        """Whether an option shows the parser's help, or that of a class, and nothing else happens."""
-        return any(word == "--help" or word.partition("=")[0].endswith(".help") for word in self.rest)
 
     @property
     def names_files(self) -> bool:
@@ -139,16 +122,14 @@ class Invocation:
 
     def _with_configs(self) -> Self:
         """Find the configuration files."""
-        if not self.configs and not any(word.startswith("--print_config") or _names_class(word) for word in self.rest):
-            remedy = "a recipe with --config, such as --config recipes/quickstart.yaml"
-            remedy = remedy if self.command == "fit" else "a run with --run"
+        classes = any(
+            word.partition("=")[0] in CLASSES for word in self.rest
+        )  # their arguments are known without a file
+        if not self.configs and not classes and not any(word.startswith("--print_config") for word in self.rest):
+            recipe = "a recipe with --config, such as --config recipes/quickstart.yaml"
+            remedy = recipe if self.command == "fit" else "a run with --run"
             raise ValueError(f"there is nothing to start from: give {remedy}")
         return replace(self, configs=tuple(str(find_config(name)) for name in self.configs))
-
-
-def _names_class(word: str) -> bool:
-    """Return whether an option names the class of the data or model: its parts are then known without a file."""
-    return word.partition("=")[0] in CLASSES
 
 
 def _without(words: Iterable[str], name: str) -> tuple[str, ...]:

@@ -86,19 +86,13 @@ def _results(parsed: ParsedExperiment, start: StartingPoint, command_line: str) 
 
 
 def _plugins(own: Any) -> list[Any]:
-    """Return the user's plugins and, unless there is another one among them, our way to write checkpoints."""
+    """Return the user's plugins, and ours for writing checkpoints unless there is one among them."""
     has_one = any(isinstance(plugin, CheckpointIO) for plugin in _listed(own))
     return _listed(own) if has_one else [*_listed(own), WholeCheckpointIO()]
 
 
 def loggers(folder: Path, start: StartingPoint, own: Logger | list[Logger] | bool | None) -> list[Logger] | bool:
-    """Return the loggers of a fit: metrics.csv, and the user's instead of TensorBoard.
-
-    Args:
-        folder: The run folder.
-        start: What the fit starts from.
-        own: The user's choice; False turns all logging off.
-    """
+    """Return the loggers of a fit: metrics.csv, and TensorBoard or the user's own; False turns all of them off."""
     if own is False:
         return False
     if own is None or own is True:

@@ -38,17 +38,23 @@ def pin_weights(weights: str) -> str:
     Raises:
         ValueError: If there is neither such a path nor such a repository.
     """
-    if Path(weights).exists() or not _is_remote(weights):
+    if not _is_remote(weights):
         return weights
+    snapshot = _fetch(weights)
+    return f"{snapshot.repository}@{snapshot.commit}"
+
+
+def _fetch(weights: str) -> Snapshot:
     repository, _, revision = weights.partition("@")
     try:
-        return f"{repository}@{fetch_model(repository, revision or None).commit}"
+        return fetch_model(repository, revision or None)
     except HubError as error:
         raise HubError(f"there is no file or folder {weights!r} here; on the Hub: {error}") from error
 
 
 def _is_remote(weights: str) -> bool:
-    return is_repository(weights.partition("@")[0]) and Path(weights).parts[0] != str(RUNS)
+    named = is_repository(weights.partition("@")[0]) and Path(weights).parts[0] != str(RUNS)
+    return named and not Path(weights).exists()
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -59,10 +65,7 @@ def weights_path(weights: str | Path) -> Path:
     """
     if is_model_folder(weights):
         return Path(weights)
-    if Path(weights).exists() or not _is_remote(str(weights)):
-        return find_checkpoint(weights)
-    repository, _, revision = pin_weights(str(weights)).partition("@")
-    return fetch_model(repository, revision).folder
+    return _fetch(str(weights)).folder if _is_remote(str(weights)) else find_checkpoint(weights)
 
 
 def load_weights(weights: str | Path, average: str | None = None) -> StoredModel:
