@@ -109,6 +109,8 @@ def explain_argument(message: str, parser: ArgumentParser) -> str:
         return f"an option that begins with --{valueless[1]}. has no value: write one after it"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     leaf = next((line for line in lines if not STRUCTURE.match(line)), lines[0])
+    if leaf.startswith("No module named"):
+        leaf += ": install it, or add the folder that contains it to PYTHONPATH"
     return " ".join(lines) if leaf.startswith("Problems parsing config") else option + leaf
 
 

@@ -196,6 +196,10 @@ def parser() -> ArgumentParser:
             nested("model", TASK, 'Parser key "network":\n  the following arguments are required: name'),
             "--model.network: the following arguments are required: name",
         ),
+        (
+            'Parser key "model":\n  No module named \'segmentation\'',
+            "--model: No module named 'segmentation': install it, or add the folder that contains it to PYTHONPATH",
+        ),
         ("Problems parsing config: line 3\n  did not find ']'", "Problems parsing config: line 3 did not find ']'"),
         ("argument --run: expected one argument", "argument --run: expected one argument"),
         (
