@@ -47,7 +47,7 @@ def convert_checkpoint(path: str | Path, model: str, class_names: Sequence[str] 
     known = len(class_names) == config["num_classes"]
     labels, preprocessing = (list(class_names), Preprocessing()) if known else (None, None)
     description = Description(CLASSIFICATION, config, labels, preprocessing)
-    return ImageClassifier.from_stored(StoredModel(description, tensors, str(path)))
+    return ImageClassifier.from_stored(StoredModel(description, tensors, f"{path} as {model}"))
 
 
 def _architecture(model: str) -> tuple[str, dict[str, Any]]:

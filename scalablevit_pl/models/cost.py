@@ -64,10 +64,7 @@ def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tupl
 
 def count_by_operator(network: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
     """Count the multiply-adds for one image like `count_multiply_adds`, by operator such as `aten.addmm`."""
-    state = {
-        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)  # the type of the image
-        for name, tensor in chain(network.named_parameters(), network.named_buffers())
-    }
+    state = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
     # On the meta device torch decomposes attention into batched products, which are counted separately.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(network, state, (torch.empty(1, *image, device="meta"),))

@@ -68,7 +68,8 @@ def build_module(build: Callable[[], Module], stored: "StoredModel", device: str
     from scalablevit_pl.text import one_line
 
     try:
-        blocks = sum(stored.description.config.get("backbone", {}).get("depths", []))
+        backbone = stored.description.config.get("backbone")
+        blocks = sum(backbone.get("depths", [])) if isinstance(backbone, dict) else 0
         limit = min(len(stored.tensors) or MAX_BLOCKS, MAX_BLOCKS)
         if blocks > limit:  # a hostile depth would take too long to build
             raise ValueError(f"it has {blocks} blocks, more than its {limit} tensors allow")

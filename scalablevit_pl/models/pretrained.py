@@ -275,7 +275,8 @@ def card_subject(network: PretrainedNetwork) -> "CardSubject":
     size = getattr(network.preprocessing, "input_size", COST_SIZE)
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     try:
-        cost = measure_cost(network, size)
+        with torch.device("meta"):  # a network in float32 that is not compiled
+            cost = measure_cost(type(network).from_config(network.config).eval(), size)
     except (NotImplementedError, RuntimeError):  # a network of a user's that cannot run on the meta device
         parameters = sum(parameter.numel() for parameter in network.parameters())
         return CardSubject(description, parameters, dtype, network.usage)

@@ -101,7 +101,7 @@ def stored_model(checkpoint: Mapping[str, Any], source: str, average: str | None
     try:
         description = _description(checkpoint[RECORD_KEY])
         tensors = _network_weights(checkpoint[section])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{source!r} describes no network that can be rebuilt: {reason}") from error
     return StoredModel(description, tensors, source, average)

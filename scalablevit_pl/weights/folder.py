@@ -164,7 +164,7 @@ def read_description(folder: Path) -> Description:
             preprocessing=read_record(_mapping(content, "preprocessing")) if content.get("preprocessing") else None,
             network_class=content.get("network_class") and _text(content, "network_class"),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(folder / CONFIG)!r} describes no network that can be built: {one_line(error)}"
         ) from error

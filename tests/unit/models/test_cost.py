@@ -56,8 +56,6 @@ def test_counts_match_hooks_on_the_layers(size: int, options: dict[str, Any]) ->
     model = create_model("scalablevit_nano", num_classes=10, **options).eval()
     expected = counted_by_hooks(model, torch.zeros(1, model.in_chans, size, size))
     cost = measure_cost(model, size)
-    assert measure_cost(model.bfloat16(), size) == cost
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert cost.multiply_adds == expected
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
 

@@ -205,9 +205,9 @@ def test_without_labels_the_number_of_classes_is_stated() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_s_numbers_are_those_of_its_cost(dtype: torch.dtype) -> None:
-    model = classifier(["a", "b", "c"], "scalablevit_s").to(dtype)
+    model = classifier(["a", "b", "c"], "scalablevit_s")
     cost = measure_cost(model, 48)
-    rows = dict(table(write_card(card_subject(model), "m", Provenance()), "Network"))
+    rows = dict(table(write_card(card_subject(model.to(dtype)), "m", Provenance()), "Network"))
     assert rows["parameters"] == f"{cost.parameters:,}"
     assert rows["multiply-adds at 48×48"] == (
         f"{cost.multiply_adds / 1e9:.3f} G in convolutions and linear layers, "

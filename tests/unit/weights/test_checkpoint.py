@@ -181,9 +181,10 @@ def test_a_record_without_one_of_its_entries_is_refused(tmp_path: Path, key: str
         {"class_names": None},
         {"class_names": ["a", "b"]},
         {"preprocessing": {"input_size": 28}},
+        {"preprocessing": PREPROCESSING.to_dict() | {"mean": [10**400, 0, 0]}},
         {"preprocessing": None},
     ],
-    ids=str,
+    ids=lambda record: str(record)[:50],
 )
 def test_a_record_with_other_values_is_refused(tmp_path: Path, record: dict[str, Any]) -> None:
     torch.save(checkpoint_of(small(), small().config, **record), tmp_path / "best.ckpt")

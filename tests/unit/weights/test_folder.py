@@ -80,9 +80,16 @@ def user_description(**changes: Any) -> Description:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"class_names": None}, {"preprocessing": None}, {"network_class": None}, {"config": {}, "class_names": None}]
-    # A classifier of a user's class is described by its own arguments.
-    + [{"task": "image-classification"}, {"task": "image-classification", "config": {"width": 3}, "class_names": None}],
+    [
+        {},
+        {"class_names": None},
+        {"preprocessing": None},
+        {"network_class": None},
+        {"config": {}, "class_names": None},
+        # A classifier of a user's class is described by its own arguments.
+        {"task": "image-classification"},
+        {"task": "image-classification", "config": {"width": 3}, "class_names": None},
+    ],
     ids=str,
 )
 def test_a_description_of_any_task_survives_the_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -315,7 +322,7 @@ def test_a_target_that_holds_files_is_refused_unless_they_are_to_be_replaced(fol
         with pytest.raises(ValueError, match=f"already holds {what}: choose another folder, or .* --overwrite"):
             check_target(target, overwrite=False)
         check_target(target, overwrite=True)
-    with pytest.raises(ValueError, match="cannot be created, .*notes.txt' is a file: choose another folder"):
+    with pytest.raises(ValueError, match=r"cannot be created, .*notes.txt' is a file: choose another folder"):
         check_target(folder.parent / "notes.txt" / "model", overwrite=True)
     check_target(folder.parent / "new", overwrite=False)
 
