@@ -104,6 +104,16 @@ def test_cached_revisions_need_no_server(
         fetch(repo, "other")
 
 
+def test_the_cache_does_not_replace_a_refusal(hub: HubServer, repo: str) -> None:
+    fetch(repo)
+    hub.repos[repo].private = True
+    with hub_error("or it is private"):
+        fetch(repo)
+    del hub.repos[repo]
+    with hub_error("no repository"):
+        fetch(repo)
+
+
 def test_using_the_cache_is_logged(hub: HubServer, repo: str, caplog: pytest.LogCaptureFixture) -> None:
     commit = fetch(repo).commit
     hub.fault("status", "/api/models/", times=3, status=503)
