@@ -25,7 +25,8 @@ DEFAULTS = asdict(Preprocessing())
 def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command: str, named: Collection[str]) -> None:
     """Change a configuration so that it builds the network of the weights and uses their preprocessing.
 
-    A network that is not one of this package's classifiers is built as configured; the weights must fit it.
+    A network that is not one of this package's classifiers is built as configured, and so is a classifier that the
+    recipe names if the weights are for another task. The weights must fit it.
 
     Args:
         config: Configuration of the command; changed in place.
@@ -42,7 +43,7 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
         raise ValueError(f"--weights needs a network with a ScalableViT backbone, but {weights!r} holds {kind}")
     section = config.get("model.init_args.network")
     section = section.as_dict() if isinstance(section, Namespace) else {}
-    if section.get("class_path") in (CREATE, BUILD):
+    if section.get("class_path") in (CREATE, BUILD) and _determine_network(stored, section):
         adopted = adopt_network(section, stored)
         # The description of the network stays a dictionary, as it is one argument of a function.
         arguments = Namespace(**adopted["init_args"])  # type: ignore[no-untyped-call]
@@ -53,6 +54,11 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
         raise ValueError(f"--weights starts a ScalableViT network, not one built by {section['class_path']}")
     if isinstance(stored.preprocessing, Preprocessing) and _takes_center_crops(config):
         _adopt_preprocessing(config, stored.preprocessing, command, named)
+
+
+def _determine_network(stored: StoredModel, section: Mapping[str, Any]) -> bool:
+    """Return whether the weights determine the classifier: those of another task do so if the recipe names none."""
+    return stored.description.task == CLASSIFICATION or section["init_args"].get("name") == FROM_WEIGHTS
 
 
 def _takes_center_crops(config: Namespace) -> bool:
@@ -132,7 +138,7 @@ def _classifier_config(stored: StoredModel, arguments: Mapping[str, Any]) -> dic
         return config
     name = config.get("name", "scalablevit_custom")
     default = MODELS[name][1] if name in MODELS else "linear"
-    head = arguments.get("head") or arguments.get("config", {}).get("head") or default
+    head = arguments.get("head") or default
     return {"name": name, "num_classes": 0, "head": head, "global_pool": "avg", "backbone": config["backbone"]}
 
 
