@@ -193,6 +193,29 @@ class PretrainedNetwork(nn.Module):
             )
         return f"{repository_url(pushed.repository)}/commit/{pushed.commit}"
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass, which saves memory and costs time."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters, besides biases and norms, that take no weight decay: the PEG's convolutions."""
+        return {name for name, _ in self.named_parameters() if name.endswith("peg.conv.weight")}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort the parameters by depth, for learning rates that fall from layer to layer.
+
+        Args:
+            coarse: Sort by stages, not blocks.
+        """
+        stage = r"^backbone\.stages\.(\d+)"
+        # A patch embedding and the PEG, which follows the first block, go with that block.
+        fine = [(rf"{stage}\.blocks\.(\d+)", None), (rf"{stage}\.(?:patch_embed|peg)", (0,))]
+        return {
+            "stem": r"^backbone\.stages\.0\.patch_embed",
+            "blocks": stage if coarse else fine,
+            "head": r"^head",
+        }
+
     def preprocess(self, image: "ImageLike") -> Tensor:
         """Transform an image as in training: `(3, H, W)`, float32, on the CPU.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, PretrainedNetwork, ScalableViT
 from scalablevit_pl.models.pretrained import card_subject, network_class, save_network
+from scalablevit_pl.optim import parameter_groups
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.weights.card import Provenance, write_card
 from scalablevit_pl.weights.folder import CARD, FILES, WEIGHTS, read_description
@@ -419,3 +420,18 @@ def test_a_loaded_network_predicts_like_the_saved_one(model: ImageClassifier, tm
     again = ImageClassifier.from_pretrained(tmp_path / "model")
     assert_predicts(again.predict(PIXELS), [dict(row) for row in model.predict(PIXELS)])
     assert re.match(r"# model", (tmp_path / "model" / CARD).read_text(encoding="utf-8").partition("\n---\n\n")[2])
+
+
+# Training.
+
+
+def test_networks_of_all_tasks_support_the_options_of_a_training() -> None:
+    network = segmenter()
+    network.set_grad_checkpointing(True)
+    assert all(stage.grad_checkpointing for stage in network.backbone.stages)
+    assert network.no_weight_decay() == {f"backbone.stages.{stage}.peg.conv.weight" for stage in range(4)}
+    rates = {parameter: group["lr_scale"] for group in parameter_groups(network, 0.5) for parameter in group["params"]}
+    assert rates[network.head[0].weight] == rates[network.head[1].bias] == 1.0
+    blocks = [block for stage in network.backbone.stages for block in stage.blocks]
+    scales = [rates[next(block.parameters())] for block in blocks]
+    assert scales == [0.5 ** (len(blocks) - position) for position in range(len(blocks))]
