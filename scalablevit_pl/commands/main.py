@@ -8,7 +8,7 @@ import sys
 
 from scalablevit_pl import __version__
 from scalablevit_pl.commands.console import fail, is_first_process, show_log
-from scalablevit_pl.commands.pages import HELP, PAGES
+from scalablevit_pl.commands.pages import list_pages, read_page
 
 # The module of each command and its function, which takes the options and returns an exit status, or None for 0.
 COMMANDS = {
@@ -36,16 +36,16 @@ def main(args: list[str] | None = None) -> int:
     """
     command, *options = list(sys.argv[1:] if args is None else args) or ["--help"]
     if command in ("-h", "--help", "help"):
-        sys.stdout.write(HELP)
+        sys.stdout.write(read_page())
         return 0
     if command == "--version":
         sys.stdout.write(f"scalablevit_pl {__version__}\n")
         return 0
-    if command not in PAGES:
-        near = difflib.get_close_matches(command, PAGES, n=1)
+    if command not in list_pages():
+        near = difflib.get_close_matches(command, list_pages(), n=1)
         return fail(f"unknown command {command!r}: {f'did you mean {near[0]}?' if near else 'see scalablevit --help'}")
     if "--help" in options or "-h" in options:
-        sys.stdout.write(PAGES[command])
+        sys.stdout.write(read_page(command))
         return 0
     show_log()
     try:

@@ -12,8 +12,7 @@ import pytest
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpoints import RunCheckpoints
-from scalablevit_pl.commands.pages import HELP
-from scalablevit_pl.commands.pages import PAGES as HELP_PAGES
+from scalablevit_pl.commands.pages import list_pages, read_page
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.data.transforms import Augmentation
 from scalablevit_pl.preprocessing import Preprocessing
@@ -123,7 +122,7 @@ def arguments_of(kinds: tuple[type, ...]) -> set[str]:
 
 def is_option(command: str, option: str) -> bool:
     """Check an option against the command's page, or against the classes that a fit configures."""
-    own = HELP_PAGES[command] + (HELP_PAGES["fit"] if command in ("doctor", "profile") else "")
+    own = read_page(command) + (read_page("fit") if command in ("doctor", "profile") else "")
     if re.search(rf"{option}(?![\w.-])", own):
         return True
     section, _, name = option.removeprefix("--").rpartition(".")
@@ -139,7 +138,7 @@ def is_option(command: str, option: str) -> bool:
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_commands_and_their_options_exist(path: Path) -> None:
     for command, rest in commands(path):
-        assert command in HELP_PAGES, f"there is no command {command!r}"
+        assert command in list_pages(), f"there is no command {command!r}"
         wrong = [
             option for option in re.findall(r"(?<!\S)\[?(--[a-zA-Z][\w.-]*)", rest) if not is_option(command, option)
         ]
@@ -192,4 +191,4 @@ def test_the_layout_names_every_part_of_the_package() -> None:
 
 
 def test_the_help_lists_every_command() -> None:
-    assert [command for command in HELP_PAGES if not re.search(rf"^  {command} ", HELP, re.MULTILINE)] == []
+    assert [command for command in list_pages() if not re.search(rf"^  {command} ", read_page(), re.MULTILINE)] == []

@@ -197,7 +197,7 @@ def parser() -> ArgumentParser:
             "--model.network: the following arguments are required: name",
         ),
         (
-            'Parser key "model":\n  No module named \'segmentation\'',
+            "Parser key \"model\":\n  No module named 'segmentation'",
             "--model: No module named 'segmentation': install it, or add the folder that contains it to PYTHONPATH",
         ),
         ("Problems parsing config: line 3\n  did not find ']'", "Problems parsing config: line 3 did not find ']'"),

@@ -9,7 +9,7 @@ import pytest
 from scalablevit_pl import __version__
 from scalablevit_pl.commands import main as command
 from scalablevit_pl.commands.main import COMMANDS, main
-from scalablevit_pl.commands.pages import PAGES
+from scalablevit_pl.commands.pages import list_pages
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_the_first_page_and_the_version(words: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", list_pages())
 def test_every_command_has_a_page(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--config", "missing.yaml", option]) == 0
     assert capsys.readouterr().out.startswith(f"usage: scalablevit {name} ")
@@ -132,4 +132,4 @@ def test_an_interruption_is_not_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_every_page_belongs_to_a_command() -> None:
-    assert {*PAGES, "profile data"} == set(COMMANDS)
+    assert {*list_pages(), "profile data"} == set(COMMANDS)

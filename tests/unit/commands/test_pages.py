@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import Namespace
 
 from scalablevit_pl.commands.main import main
-from scalablevit_pl.commands.pages import PAGES
+from scalablevit_pl.commands.pages import read_page
 from scalablevit_pl.commands.predict import _parse
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
@@ -72,7 +72,7 @@ def value_in(config: Namespace, option: str) -> Any:
 @pytest.mark.parametrize("turn", range(3))
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_every_option_of_a_page_is_parsed_to_its_value(command: str, turn: int, parse: Parse) -> None:
-    options = {name: values for name, values in described(PAGES[command]).items() if name not in NOT_WITH_OTHERS}
+    options = {name: values for name, values in described(read_page(command)).items() if name not in NOT_WITH_OTHERS}
     assert {"--config", "--run", "--data.batch_size", "--trainer.accelerator"} <= set(options)
     words = words_of({"--config": [QUICKSTART], "--run": ["first"]}, 0) + words_of(options | {"--run": ["first"]}, turn)
     config = parse(command, *words)
@@ -83,7 +83,7 @@ def test_every_option_of_a_page_is_parsed_to_its_value(command: str, turn: int, 
 
 
 def test_every_option_of_the_page_for_prediction_is_an_option(parse: Parse) -> None:
-    files, run = PAGES["predict"].split("\ntest images of a run\n")
+    files, run = read_page("predict").split("\ntest images of a run\n")
     options = described(files.split("\nimage files\n")[1])
     assert set(options) >= {"--weights", "--out", "--batch_size"}
     for turn in range(3):
@@ -96,7 +96,7 @@ def test_every_option_of_the_page_for_prediction_is_an_option(parse: Parse) -> N
 
 
 def test_the_names_that_the_pages_abbreviate_are_names() -> None:
-    assert "scalablevit_nano, _s, _b, _l" in PAGES["fit"]
+    assert "scalablevit_nano, _s, _b, _l" in read_page("fit")
     for size in ("nano", "s", "b", "l"):
         assert f"scalablevit_{size}" in create_model.__globals__["MODELS"]
 

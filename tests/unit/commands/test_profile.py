@@ -14,7 +14,7 @@ from PIL import Image
 
 from scalablevit_pl.commands import main as cli
 from scalablevit_pl.commands import profile_data
-from scalablevit_pl.commands.pages import PAGES
+from scalablevit_pl.commands.pages import read_page
 from scalablevit_pl.commands.profile import profile, read_options, settings_of
 from scalablevit_pl.profiling import matrix
 from scalablevit_pl.profiling.matrix import MatrixRate
@@ -203,7 +203,9 @@ def test_if_nothing_is_measured_each_network_has_reason_and_remedy() -> None:
 def test_a_damaged_model_does_not_suggest_another_size(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json' is damaged, it does not hold JSON.*: use an intact copy of it$"):
+    with pytest.raises(
+        ValueError, match=r"config\.json' is damaged, it does not hold JSON.*: use an intact copy of it$"
+    ):
         profile([str(tmp_path), *QUICK])
 
 
@@ -226,7 +228,7 @@ def test_fused_layers_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_of_the_help_page_is_an_option() -> None:
-    page = PAGES["profile"].split("\ndata: ")[0]
+    page = read_page("profile").split("\ndata: ")[0]
     values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
     lists = {"--precision": "32,bf16", "--mode": "inference,train", "--device": "cpu"}
     lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # for one core, and within one figure
