@@ -1,5 +1,6 @@
-"""Write a small labelled data set, as class folders or as parquet files."""
+"""Write small data sets: labelled images, and images with masks."""
 
+import io
 from pathlib import Path
 
 import datasets
@@ -24,3 +25,18 @@ def make_images(folder: Path, streamed: bool = False) -> Path:
     for split in ("train", "validation"):
         table.to_parquet(str(folder / "parquet" / f"{split}.parquet"))
     return folder / "parquet"
+
+
+def make_scenes(folder: Path) -> Path:
+    """Write 12 images with masks of two classes, as parquet files."""
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Value("binary")})
+    rows: dict[str, list[object]] = {"image": [], "mask": []}
+    for number in range(12):
+        mask = (np.random.RandomState(number).rand(24, 20) > 0.5).astype(np.uint8)
+        image, encoded = Image.fromarray(mask * 255).convert("RGB"), io.BytesIO()
+        Image.fromarray(mask).save(encoded, "PNG")
+        rows["image"].append(image)
+        rows["mask"].append(encoded.getvalue())
+    for split in ("train", "validation", "test"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder

@@ -148,8 +148,8 @@ class Examination:
         """Load a training batch, or make one up if the datamodule can do that without data."""
         example = getattr(self.datamodule, "example_batch", None)
         if example is not None:
-            self.batch = example(getattr(self.task, "num_classes", None))
-        elif self.data.loaded:
+            self.batch = example(getattr(self.task, "num_classes", None) or 2)
+        elif self.data.loaded and self.data.known:
             batch = next(iter(self.datamodule.train_dataloader()))
             self.batch = self.datamodule.on_before_batch_transfer(batch, 0)
         return ()

@@ -1,4 +1,4 @@
-"""The scripts in `benchmarks`, as far as they do more than call the package."""
+"""What the scripts in `benchmarks` add to the package."""
 
 import itertools
 import json

@@ -5,8 +5,9 @@ import datasets
 import pytest
 import torch
 from datamodules import make_data
-from loading_data import make_images
+from loading_data import make_images, make_scenes
 from PIL import Image
+from segmentation_data import SegmentationDataModule
 from torch.utils.data import RandomSampler
 
 from scalablevit_pl.data import Augmentation, ClassificationDataModule, Preprocessing
@@ -105,6 +106,17 @@ def test_both_loaders_use_the_same_images_and_augmentation(tmp_path: Path, monke
 
 def test_at_least_one_batch_is_used(tmp_path: Path) -> None:
     assert len(take_images(images_of(tmp_path, None), 1)) == 4
+
+
+def test_any_datamodule_is_measured_without_a_reference(tmp_path: Path) -> None:
+    data = SegmentationDataModule(
+        str(make_scenes(tmp_path / "data")), classes=["no", "yes"], batch_size=4, num_workers=0
+    )
+    data.setup("fit")
+    builders = loader_builders(data, take_images(data, 8), tmp_path / "tree")
+    assert {*compare(builders, 0, 2, 0.01)} == {"ours"}
+    stages = time_stages(data, 1)
+    assert all(stages[stage].median > 0.0 for stage in STAGES)
 
 
 def test_the_first_round_is_discarded_and_one_thread_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
