@@ -59,6 +59,15 @@ def test_results_hold_counts_times_memory_and_the_matrix_rate() -> None:
         assert (result.note, result.compile_seconds) == ("", None)
 
 
+def test_matrix_rates_are_of_the_same_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = {torch.float32: 16, torch.bfloat16: 32}
+    monkeypatch.setattr(measurement, "matrix_calls", lambda dtype, _: {sides[dtype]: lambda: None})
+    results = measure(
+        [Setting("a", precision=precision) for precision in ("32", "bf16")], CPU, PLAN, lambda _: Linear()
+    )
+    assert [{*result.matrix.seconds} for result in results] == [{16}, {32}]
+
+
 def test_attention_counts_in_the_fraction() -> None:
     rate = MatrixRate(1e6, 16, {})
     spread = Spread.of([0.5])
