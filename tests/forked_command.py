@@ -1,4 +1,4 @@
-"""The command in a process that was forked, as tests/integration/conftest.py starts it."""
+"""The command in a forked process, as tests/integration/conftest.py starts it."""
 
 import multiprocessing
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path) -> None:
-    """Be `python -m scalablevit_pl`."""
-    # Loaders start their processes as they do there: in the way of this one, each would import everything anew.
+    """Run `python -m scalablevit_pl`."""
+    # Loaders fork their processes, as they do there: with this process's method, each would import everything.
     multiprocessing.set_start_method(None, force=True)
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())

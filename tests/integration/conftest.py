@@ -33,7 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def scalablevit(environment: dict[str, str]) -> Iterator[Run]:
-    """Run the command as a user does, in a process and a folder of its own.
+    """Run the command as a user does, in its own process and folder.
 
     The processes are forked from one that has imported what every command imports, which takes far longer than most
     tests. Those that are started, killed or left alone in another way start Python anew.

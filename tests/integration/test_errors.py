@@ -12,7 +12,7 @@ from scalablevit_pl.commands.main import main
 FIT = ["fit", "--config", "recipes/quickstart.yaml", *QUICK]
 
 
-def assert_one_sentence(status: int, stderr: str, *expected: str) -> None:
+def assert_one_line(status: int, stderr: str, *expected: str) -> None:
     lines = [line for line in stderr.splitlines() if line.startswith("scalablevit: error: ")]
     assert status == 2, stderr
     assert len(lines) == 1
@@ -51,7 +51,7 @@ def assert_one_sentence(status: int, stderr: str, *expected: str) -> None:
     ],
     ids=lambda value: "_".join(value)[-60:] if isinstance(value, list) else str(value),
 )
-def test_a_mistake_gets_one_sentence(
+def test_an_error_of_the_user_is_one_line(
     trained: Path,
     words: list[str],
     expected: list[str],
@@ -62,16 +62,16 @@ def test_a_mistake_gets_one_sentence(
         (trained / name).write_bytes(b"not what it says")
     shutil.copytree(trained / "runs/first/checkpoints", trained / "runs/other/checkpoints", dirs_exist_ok=True)
     monkeypatch.chdir(trained)
-    monkeypatch.setattr(sys, "argv", ["scalablevit"])  # in this process, since starting one takes seconds
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # other tests' handlers hold streams that are closed by now
-    assert_one_sentence(main(words), capsys.readouterr().err, *expected)
+    monkeypatch.setattr(sys, "argv", ["scalablevit"])
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # handlers of other tests hold closed streams
+    assert_one_line(main(words), capsys.readouterr().err, *expected)
 
 
 def test_an_unreadable_training_image_is_named(trained: Path, scalablevit: Run, photos: Path) -> None:
     (photos / "cat" / "test_0.jpg").write_bytes(b"no image")
     own = [f"--data.dataset={photos}", "--data.batch_size=2", "--model.network.num_classes=2", "--data.num_workers=1"]
     done = scalablevit(*FIT, "--run", "unreadable", *own, "--trainer.limit_train_batches=1.0", cwd=trained)
-    assert_one_sentence(done.returncode, done.stderr, "cat/test_0.jpg")
+    assert_one_line(done.returncode, done.stderr, "cat/test_0.jpg")
 
 
 def test_a_label_outside_the_classes_is_named(trained: Path, scalablevit: Run, tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_a_label_outside_the_classes_is_named(trained: Path, scalablevit: Run, t
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
     own = [f"--data.dataset={tmp_path}", "--data.batch_size=2", "--model.network.num_classes=2"]
     done = scalablevit(*FIT, "--run", "labels", *own, cwd=trained)
-    assert_one_sentence(done.returncode, done.stderr, "-1", "row 2", "'train'")
+    assert_one_line(done.returncode, done.stderr, "-1", "row 2", "'train'")
 
 
-def test_a_failed_prediction_leaves_an_earlier_table_alone(trained: Path, scalablevit: Run) -> None:
+def test_a_failed_prediction_keeps_the_previous_table(trained: Path, scalablevit: Run) -> None:
     (trained / "bad.jpg").write_bytes(b"no image")
     (trained / "earlier.csv").write_text("mine\n")
     done = scalablevit("predict", "--weights", "runs/first", "bad.jpg", "--out", "earlier.csv", cwd=trained)
@@ -93,7 +93,7 @@ def test_a_failed_prediction_leaves_an_earlier_table_alone(trained: Path, scalab
     assert (trained / "earlier.csv").read_text() == "mine\n"
 
 
-def test_a_fault_of_the_program_shows_its_trace(trained: Path, scalablevit: Run) -> None:
+def test_traceback_shows_where_an_error_came_from(trained: Path, scalablevit: Run) -> None:
     done = scalablevit("predict", "--weights", "runs/first", "missing.jpg", "--traceback", cwd=trained)
     assert "Traceback" in done.stderr
     assert done.returncode != 0

@@ -26,7 +26,7 @@ SIZES = {
     "imagenet_swin_t.yaml": 28_288_354,
     "imagenet_twins_svt_s.yaml": 24_060_776,
 }
-IMAGENET = {  # with the drop path rate of the network's last block, as its paper has it
+IMAGENET = {  # with the drop path rate of the network's last block in its paper
     "imagenet_scalablevit_s.yaml": 0.2,
     "imagenet_scalablevit_b.yaml": 0.5,
     "imagenet_scalablevit_l.yaml": 0.5,
@@ -61,7 +61,7 @@ def test_a_recipe_builds_the_size_it_claims(recipe: str) -> None:
     assert sum(parameter.numel() for parameter in task.network.parameters()) == SIZES[recipe]
 
 
-def test_the_imagenet_recipe_is_the_papers() -> None:
+def test_the_imagenet_recipe_matches_the_paper() -> None:
     config, _ = parse("imagenet_scalablevit_s.yaml")
     task, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert task["optimizer"]["class_path"] == "torch.optim.AdamW"
@@ -83,7 +83,7 @@ def test_the_imagenet_recipe_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("recipe", IMAGENET)
-def test_the_imagenet_recipes_differ_in_the_network_alone(recipe: str) -> None:
+def test_the_imagenet_recipes_differ_only_in_the_network(recipe: str) -> None:
     shared = []
     for name in (recipe, "imagenet_scalablevit_s.yaml"):
         config, _ = parse(name)
@@ -94,7 +94,7 @@ def test_the_imagenet_recipes_differ_in_the_network_alone(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", IMAGENET)
-def test_the_imagenet_networks_drop_paths_at_the_rates_of_their_papers(recipe: str) -> None:
+def test_the_imagenet_networks_use_the_drop_path_rates_of_their_papers(recipe: str) -> None:
     _, task = parse(recipe)
     paths = [module for module in task.network.modules() if type(module).__name__ == "DropPath"]
     rates = [getattr(path, "rate", getattr(path, "drop_prob", None)) for path in paths]  # our name, and timm's
@@ -106,7 +106,7 @@ def test_the_imagenet_networks_drop_paths_at_the_rates_of_their_papers(recipe: s
     ("recipe", "name"),
     [("imagenet_swin_t.yaml", "swin_tiny_patch4_window7_224"), ("imagenet_twins_svt_s.yaml", "twins_svt_small")],
 )
-def test_the_networks_to_compare_with_are_timm_s(recipe: str, name: str) -> None:
+def test_the_networks_for_comparison_are_those_of_timm(recipe: str, name: str) -> None:
     _, task = parse(recipe)
     with torch.device("meta"):
         theirs = timm.create_model(name)
@@ -130,14 +130,14 @@ def fake_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("recipe", IMAGENET)
-def test_an_imagenet_recipe_trains_steps(
+def test_an_imagenet_recipe_trains(
     recipe: str, fake_imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that what the command sets is taken back
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # restored after the test
     words = [f"--data.dataset={fake_imagenet}", "--run=x", *QUICK, *ONE_CPU, "--data.batch_size=2"]
     words += ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false"]
-    # The two big ones take images of any size, and with small ones they take seconds.
+    # The two large networks take seconds with small images.
     few = ["--data.preprocessing.input_size=64"] if recipe.endswith(("_b.yaml", "_l.yaml")) else []
     words.append("--data.split_sizes=null")
     invocation = Invocation.parse(["fit", "--config", f"recipes/{recipe}", *words, *few])
@@ -148,7 +148,7 @@ def test_an_imagenet_recipe_trains_steps(
     assert sum(group["parameters"] for group in resolved["parameter_groups"]) == SIZES[recipe]
 
 
-def test_the_debugging_configurations_go_behind_a_recipe(scalablevit: Run, tmp_path: Path) -> None:
+def test_the_debugging_configurations_follow_a_recipe(scalablevit: Run, tmp_path: Path) -> None:
     recipe = ["fit", "--config", "recipes/quickstart.yaml", "--run=x", "--data.num_workers=0"]
     fewer = ["--trainer.max_epochs=12", "--data.batch_size=8", "--trainer.enable_progress_bar=false"]
     done = scalablevit(*recipe, "--config", "debug/overfit.yaml", *fewer, cwd=tmp_path)

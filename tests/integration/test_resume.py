@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped by a signal or started on several nodes end as the one that nothing happened to."""
+"""Runs that are killed, stopped by a signal or started on several nodes end like an undisturbed run."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def start(folder: Path, environment: dict[str, str]) -> Callable[..., subprocess
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, scalablevit: Run) -> Path:
-    """A run of one process that nothing happened to."""
+    """An undisturbed run of one process."""
     done = scalablevit(*FIT, *ONE, "--run=whole", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs/whole"
@@ -62,14 +62,14 @@ def whole(folder: Path, scalablevit: Run) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_of_two(folder: Path, scalablevit: Run) -> Path:
-    """A run of two processes that nothing happened to."""
+    """An undisturbed run of two processes."""
     done = scalablevit(*FIT, *TWO, "--trainer.devices=2", "--run=two", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs/two"
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(EPOCH, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_exactly(
     step: int, whole: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
 ) -> None:
     run = folder / f"runs/killed{step}"
@@ -80,7 +80,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     newest = max(run.glob("checkpoints/step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
-    newest.write_bytes(content)  # its other name, last.ckpt, is damaged with it
+    newest.write_bytes(content)  # and with it last.ckpt, the same file
     done = scalablevit("fit", f"--run={run.name}", "--resume=auto", "--data.num_workers=0", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}' as a checkpoint" in done.stderr
@@ -89,13 +89,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert_equal_runs(run, whole, EPOCH * EPOCHS)
 
 
-def test_a_killed_run_of_two_processes_ends_as_if_nothing_had_happened(
+def test_a_killed_run_of_two_processes_resumes_exactly(
     whole_of_two: Path, folder: Path, start: Callable[..., subprocess.Popen[str]], scalablevit: Run
 ) -> None:
     run = folder / "runs/killed-two"
     process = start(*FIT, *TWO, "--trainer.devices=2", f"--run={run.name}")
     wait_for(run, 4, process)
-    process.kill()  # the other one finds itself alone and ends, too
+    process.kill()  # the other one loses its connection and ends
     process.wait()
     done = scalablevit("fit", f"--run={run.name}", "--resume=auto", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_two_nodes_train_and_evaluate_as_one(
 ) -> None:
     def on_both(*words: str, runs: tuple[str, str] = ("nodes", "nodes")) -> list[tuple[int, str]]:
         rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=nodes"]
-        # Behind --, since torchrun takes --run for an abbreviation of an option of its own.
+        # After --, because torchrun would read --run as an abbreviation of one of its options.
         command = [
             "torch.distributed.run",
             "--nnodes=2",
@@ -166,7 +166,7 @@ def test_two_nodes_train_and_evaluate_as_one(
     report = (folder / "runs/nodes/val.json").read_text()
     assert '"val/samples": 1000.0' in report
     assert '"processes": 2' in report
-    # A run folder on a disk of the first node's own.
+    # A run folder that only the first node can see.
     ends = on_both(*FIT, *TWO, "--resume=auto", f"--trainer.max_epochs={EPOCHS + 1}", runs=("nodes", "elsewhere"))
     assert 0 not in [status for status, _ in ends], ends
     assert any("and a run folder that all nodes share" in output for _, output in ends), ends

@@ -27,7 +27,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_fit_leaves_the_run_folder_as_promised(trained: Path) -> None:
+def test_fit_writes_the_documented_files(trained: Path) -> None:
     run = trained / "runs" / "first"
     names = {
         str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts
@@ -65,14 +65,14 @@ def test_checkpoints_hold_plain_values_only(trained: Path) -> None:
         assert json.loads(json.dumps(record)) == record
 
 
-def test_config_of_a_run_starts_an_equal_run(trained: Path, scalablevit: Run) -> None:
+def test_the_configuration_of_a_run_repeats_it_exactly(trained: Path, scalablevit: Run) -> None:
     done = scalablevit("fit", "--config", "runs/first/config.yaml", "--run", "again", cwd=trained)
     assert done.returncode == 0, done.stderr
     weights = [load_weights(trained / "runs" / run).tensors for run in ("first", "again")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_test_writes_numbers_table_and_pictures(trained: Path, scalablevit: Run) -> None:
+def test_test_writes_metrics_table_and_pictures(trained: Path, scalablevit: Run) -> None:
     done = scalablevit("test", "--run", "first", *EVALUATION, cwd=trained)
     assert done.returncode == 0, done.stderr
     run = trained / "runs" / "first"
@@ -145,7 +145,7 @@ def test_resume_continues_where_the_run_stopped(trained: Path, scalablevit: Run)
     kept = {row["step"]: row for row in read_csv(trained / "runs/longer/metrics.csv")}
     assert all(kept[row["step"]]["train/step_loss"] == row["train/step_loss"] for row in first)
     assert yaml.safe_load((trained / "runs/longer/config.yaml").read_text())["trainer"]["max_epochs"] == 2
-    # Six steps now, three of them warm-up, and the rate is that of the longer course.
+    # The schedule is that of six steps, three of them warm-up.
     rates = {step: float(row["train/lr"]) for step, row in kept.items() if row["train/lr"]}
     for step in (3, 4, 5):
         expected = 1e-5 + (2e-3 - 1e-5) * (1 + math.cos(math.pi * step / 6)) / 2
@@ -178,7 +178,7 @@ def test_a_configured_logger_is_used_in_addition_to_the_record(trained: Path, sc
     assert list((trained / "logs").rglob("metrics.csv"))
 
 
-def test_a_checkpoint_says_nothing_about_what_is_built(trained: Path, scalablevit: Run) -> None:
+def test_hyperparameters_in_a_checkpoint_are_ignored(trained: Path, scalablevit: Run) -> None:
     checkpoint = torch.load(trained / "runs/first/checkpoints/best.ckpt", weights_only=True)
     checkpoint["hyper_parameters"] = {
         "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -191,7 +191,7 @@ def test_a_checkpoint_says_nothing_about_what_is_built(trained: Path, scalablevi
     assert "Zen of Python" not in done.stdout
 
 
-def test_a_terminated_fit_says_so(trained: Path, environment: dict[str, str]) -> None:
+def test_a_terminated_fit_says_how_to_continue(trained: Path, environment: dict[str, str]) -> None:
     words = ["fit", "--config", "recipes/quickstart.yaml", "--run", "ended", "--trainer.log_every_n_steps=1"]
     command = [sys.executable, "-m", "scalablevit_pl", *words, "--data.num_workers=0"]
     with subprocess.Popen(command, cwd=trained, env=environment, stderr=subprocess.PIPE, text=True) as process:
