@@ -5,8 +5,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,20 +24,23 @@ def run_command(command: str, options: list[str]) -> int:
         ValueError: If something is wrong that the user can fix.
     """
     invocation = Invocation.parse([command, *options])
-    if command == "predict" and invocation.names_files:
+    if command == "predict" and not (invocation.run or invocation.configs or "--help-all" in options):
         from scalablevit_pl.commands.predict import predict_files
 
         predict_files(options)
         return 0
     invocation = invocation.resolve()
+    before = sys.argv
     try:
-        with words_of_process(invocation.render()):
-            run_experiment(invocation, shlex.join(["scalablevit", command, *options]))
+        sys.argv = [before[0], *invocation.render()]  # with which Lightning starts the processes of further devices
+        run_experiment(invocation, shlex.join(["scalablevit", command, *options]))
     except PreemptedError as stop:
         return end_preempted(stop)
     except SIGTERMException:  # Lightning's own end would have status 0, as if everything were done
         fail("stopped by SIGTERM")
         return 128 + signal.SIGTERM
+    finally:
+        sys.argv = before
     return 0
 
 
@@ -47,17 +48,6 @@ fit = partial(run_command, "fit")
 validate = partial(run_command, "validate")
 test = partial(run_command, "test")
 predict = partial(run_command, "predict")
-
-
-@contextmanager
-def words_of_process(words: list[str]) -> Iterator[None]:
-    """Set `sys.argv` for a block: Lightning starts the processes of further devices with it."""
-    before = sys.argv
-    sys.argv = [before[0], *words]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def end_preempted(stop: PreemptedError) -> int:

@@ -13,7 +13,8 @@ from scalablevit_pl.run_folder import CONFIG, existing_run, resumable_checkpoint
 
 # Next to the package's modules when installed; in a checkout at its top.
 CONFIG_FOLDERS = tuple(folder / "configs" for folder in list(Path(__file__).parents)[1:3])
-CLASSES = ("--data", "--model", "--data.class_path", "--model.class_path")
+# Options that make sense without a configuration file.
+WITHOUT_FILES = ("--data", "--model", "--data.class_path", "--model.class_path", "--print_config")
 NULL = "null"  # jsonargparse's word for None
 
 
@@ -77,11 +78,6 @@ class Invocation:
         return self._continued()._with_pinned_weights()._with_run()._with_configs()
 
     @property
-    def names_files(self) -> bool:
-        """Whether a prediction is about image files, not about the test images of a run."""
-        return self.run is None and not self.configs and "--help-all" not in self.rest
-
-    @property
     def starts_from_weights(self) -> bool:
         """Whether `--weights` names weights."""
         return self.weights not in (None, NULL)
@@ -111,7 +107,7 @@ class Invocation:
         """Name the run: after the checkpoint's folder, or after the recipe, date and time."""
         run = self.run if self.run is not None else _run_of_checkpoint(self.resume)
         if run is None:
-            if _started_with_others():
+            if any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS")):
                 raise ValueError("several processes need a common name for the run: give it with --run")
             recipe = Path(self.configs[0]).stem if self.configs else "run"
             return replace(self, run=f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -122,10 +118,7 @@ class Invocation:
 
     def _with_configs(self) -> Self:
         """Find the configuration files."""
-        classes = any(
-            word.partition("=")[0] in CLASSES for word in self.rest
-        )  # their arguments are known without a file
-        if not self.configs and not classes and not any(word.startswith("--print_config") for word in self.rest):
+        if not self.configs and not any(word.partition("=")[0] in WITHOUT_FILES for word in self.rest):
             recipe = "a recipe with --config, such as --config recipes/quickstart.yaml"
             remedy = recipe if self.command == "fit" else "a run with --run"
             raise ValueError(f"there is nothing to start from: give {remedy}")
@@ -143,11 +136,6 @@ def _without(words: Iterable[str], name: str) -> tuple[str, ...]:
         if not skipped:
             kept.append(word)
     return tuple(kept)
-
-
-def _started_with_others() -> bool:
-    """Return whether torchrun or SLURM started several processes with this command line."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def _run_of_checkpoint(checkpoint: str | None) -> str | None:

@@ -1,6 +1,5 @@
 """The trainer of a run, with everything that watches and records it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +31,37 @@ def make_trainer(parsed: ParsedExperiment, start: StartingPoint, built: Namespac
         command_line: The command as it was typed, for the record.
     """
     settings = dict(built.trainer.items()) | {"default_root_dir": parsed.folder}
+    callbacks, plugins = _listed(settings["callbacks"]), _listed(settings["plugins"])
     if settings["enable_model_summary"] is None:
         settings["enable_model_summary"] = False  # one line of the run record has what matters of it
     built.ema.choose(parsed.config.get("average"))
-    own = [built.ema, *_common_callbacks(parsed, start, command_line)]
+    callbacks += [built.ema, *_common_callbacks(parsed, start, command_line)]
     if parsed.command == "fit":
-        settings |= {
-            "plugins": _plugins(settings["plugins"]),
-            "logger": loggers(parsed.folder, start, settings["logger"]),
-        }
-        own += _fit_callbacks(parsed, settings)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpointIO())
+        settings["logger"] = loggers(parsed.folder, start, settings["logger"])
+        throughput = Throughput()
+        callbacks += [LossGuard(parsed.folder), throughput]
+        if settings["enable_progress_bar"] is not False and not any(isinstance(own, ProgressBar) for own in callbacks):
+            callbacks.append(TrainingBar(throughput))
         if settings["enable_checkpointing"] is not False:
-            own.append(built.checkpoint)
+            callbacks.append(built.checkpoint)
     else:
         settings |= {"logger": False, "enable_checkpointing": False}
-        own.append(_results(parsed, start, command_line))
+        callbacks.append(_results(parsed, start, command_line))
     start.weights = None  # the callback frees it once it is used
-    return pl.Trainer(**settings | {"callbacks": [*_listed(settings["callbacks"]), *own]})
+    return pl.Trainer(**settings | {"callbacks": callbacks, "plugins": plugins})
 
 
 def _common_callbacks(parsed: ParsedExperiment, start: StartingPoint, command_line: str) -> list[pl.Callback]:
     """Return what every command needs: checks, messages, the record, and the weights to start from."""
-    source, folder = parsed.config.ckpt_path or parsed.config.weights, parsed.folder
-    callbacks: list[pl.Callback] = [SameStart(source, start.step), LineEnd(), UnreadableList(folder), SharedEnd()]
+    source, folder, weights = parsed.config.ckpt_path or parsed.config.weights, parsed.folder, start.weights
     stored = start.record
-    if start.weights is not None and parsed.command != "fit":
-        # An evaluation must use the classes of the weights; a fit may use others.
-        names, preprocessing = start.weights.class_names, start.weights.preprocessing.to_dict()
-        stored = {"class_names": names, "preprocessing": preprocessing}
+    if weights is not None and parsed.command != "fit":  # a fit may use other classes than those of the weights
+        stored = {"class_names": weights.class_names, "preprocessing": weights.preprocessing.to_dict()}
+    callbacks: list[pl.Callback] = [SameStart(source, start.step), LineEnd(), UnreadableList(folder), SharedEnd()]
     callbacks.append(RunRecord(folder, parsed.record(), stored, command_line))
-    if start.weights is not None:
-        callbacks.append(StartFromWeights(start.weights, parsed.config.weights))
-    return callbacks
-
-
-def _fit_callbacks(parsed: ParsedExperiment, settings: Mapping[str, Any]) -> list[pl.Callback]:
-    throughput = Throughput()
-    callbacks: list[pl.Callback] = [LossGuard(parsed.folder), throughput]
-    own_bar = any(isinstance(callback, ProgressBar) for callback in _listed(settings["callbacks"]))
-    if settings["enable_progress_bar"] is not False and not own_bar:
-        callbacks.append(TrainingBar(throughput))
-    return callbacks
+    return callbacks if weights is None else [*callbacks, StartFromWeights(weights, parsed.config.weights)]
 
 
 def _results(parsed: ParsedExperiment, start: StartingPoint, command_line: str) -> pl.Callback:
@@ -83,12 +72,6 @@ def _results(parsed: ParsedExperiment, start: StartingPoint, command_line: str) 
     if start.weights is not None:
         source = {"weights": parsed.config.weights, "average": start.weights.average}
     return EvaluationReport(parsed.folder, source | {"command": command_line})
-
-
-def _plugins(own: Any) -> list[Any]:
-    """Return the user's plugins, and ours for writing checkpoints unless there is one among them."""
-    has_one = any(isinstance(plugin, CheckpointIO) for plugin in _listed(own))
-    return _listed(own) if has_one else [*_listed(own), WholeCheckpointIO()]
 
 
 def loggers(folder: Path, start: StartingPoint, own: Logger | list[Logger] | bool | None) -> list[Logger] | bool:
