@@ -217,7 +217,7 @@ class Preprocessing(ImagePreprocessing):
         left, top = (round((side - self.input_size) / 2.0) for side in (width, height))
         return to_pixels(image.crop((left, top, left + self.input_size, top + self.input_size)))
 
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:  # noqa: ARG002  any size gives a square
         """Return `input_size` twice."""
         return self.input_size, self.input_size
 
@@ -272,7 +272,7 @@ class DensePreprocessing(ImagePreprocessing):
     def pad(self, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Pad bytes `(3, H, W)` right and bottom to a size, by default to the next multiples of `divisor`."""
         height, width = pixels.shape[1:]
-        color = torch.tensor(self.mean).mul(255.0).round().to(torch.uint8)
+        color = torch.tensor(self.mean).mul(255.0).round().clamp(0, 255).to(torch.uint8)
         padded = color.repeat(*(size or self._multiples(height, width)), 1).permute(2, 0, 1)
         padded[:, :height, :width] = pixels
         return padded

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.data.columns import find_image_column
-from scalablevit_pl.data.images import NO_TARGETS, JointTransform, Sample, SampleReader, SplitImages, Targets, collate
+from scalablevit_pl.data.images import JointTransform, Sample, SampleReader, SplitImages, Targets, collate
 from scalablevit_pl.data.samplers import EvaluationSampler, TrainingSampler
 from scalablevit_pl.data.source import find_revision, find_stream, load_splits, local_folder
-from scalablevit_pl.data.splits import STAGE_PARTS, SplitNames, check_split_sizes, cut_rows, select_split
+from scalablevit_pl.data.splits import STAGE_PARTS, SplitNames, check_split_sizes, cut_rows
 from scalablevit_pl.data.stream import StreamLoader, TrainingStream
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import ImagePreprocessing, UnreadableImageError
@@ -26,26 +27,25 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
+LEAST = {"batch_size": 1, "num_workers": 0, "repeats": 1, "shuffle_buffer": 1, "worker_timeout": 0, "max_unreadable": 0}
+
 
 class BaseDataModule(pl.LightningDataModule, ABC):
     """Batches of images with targets from any source that Hugging Face `datasets` reads.
 
-    A batch is a dict with `image (B, 3, H, W)`, `index (B,)` (negative for fillers, which nothing counts), `path`, and
-    the targets of the subclass. A loader yields images as bytes; `on_after_batch_transfer` normalizes them on the
-    device. The content of a training batch is a function of the run's seed, the epoch and the batch's number. It does
-    not depend on the number of workers, nor on where a run was interrupted.
+    A batch is a dict with `image (B, 3, H, W)`, `index (B,)` (negative for fillers, which are not counted), `path`, and
+    the targets of the subclass. Loaders yield images as bytes, which are normalized on the device. A training batch is
+    a function of the run's seed, the epoch and the batch's number, for any number of workers and interruptions.
 
     A subclass supplies `targets` and `transform`, and overrides what else differs: `collate`, `find_class_names`,
-    `needs_training_split`, `read_folder` and `augment_batch`. The functions that `targets` and `transform` return run
-    in the loader processes and are pickled where these are spawned: make them plain functions, `functools.partial` or
-    dataclasses, not methods of the datamodule. They draw random numbers from the global generators of Python, NumPy
-    and torch, which are seeded for each sample.
+    `needs_training_split`, `read_folder`, `augment_batch`. The functions that `targets` and `transform` return run in
+    the loader processes, which may need to pickle them: use functions, `functools.partial` or dataclasses, not methods
+    of the datamodule. They draw from the global generators of Python, NumPy and torch, seeded for each sample.
 
     Args:
-        dataset: A data set's id on the Hub, or a local folder with parquet files or what `read_folder` reads.
+        dataset: A data set's id on the Hub, or a local folder of parquet files or of what `read_folder` loads.
         preprocessing: The evaluation transform and the normalization.
-        revision: Commit, tag or branch on the Hub. Each node resolves a branch once; give a commit so that several
-            nodes, and later runs, get the same data.
+        revision: Commit, tag or branch on the Hub. With a commit, all nodes and later runs get the same data.
         image_column: Name of the image column; by default the only one of type Image, or else `image`.
         train_split: Split to train on.
         val_split: Split to validate on; by default `validation`, or else a part of the training split.
@@ -54,15 +54,13 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         val_seed: Seed of that cut.
         batch_size: Samples of a batch on each process.
         num_workers: Loader processes of each process.
-        repeats: How often an image is drawn in an epoch, augmented anew each time (repeated augmentation). An epoch
-            keeps its length, and thus sees fewer images.
+        repeats: How often an image is drawn in an epoch, augmented anew each time; the epoch keeps its length.
         worker_timeout: Seconds to wait for a batch of the loader processes before the run stops; 0 waits indefinitely.
         max_unreadable: Number of different images that may be unreadable on each process. In training the next readable
             image replaces each; in evaluation they are not counted.
         split_sizes: Numbers of images that splits must have.
         streaming: Read training images from parquet files as they come, without fetching or converting them first. The
-            order is less random, and a resume within an epoch restarts the epoch's stream, so it is only approximate.
-            Validation and test splits are fetched in any case, and each of their images is counted once.
+            order is less random, and a resume within an epoch restarts the epoch's stream.
         shuffle_buffer: Images of a stream among which the next one is drawn, in each worker.
 
     Attributes:
@@ -70,8 +68,8 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         class_names: The classes in the order of their indices, set by `setup`.
         images: The images of each part (`train`, `val`, `test`, `predict`) loaded by `setup`.
         stream: The training images if they are streamed, set by `setup`.
-        unreadable: One line for each image that this process could not read, in the order in which it met them.
-        processes: Number of processes that share the data, without a trainer; with one, the trainer's number is used.
+        unreadable: One line for each image that this process could not read.
+        processes: Number of processes that share the data if there is no trainer, which knows it.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -101,20 +99,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         max_unreadable: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("repeats", repeats, 1),
-            ("shuffle_buffer", shuffle_buffer, 1),
-            ("max_unreadable", max_unreadable, 0),
-            ("worker_timeout", worker_timeout, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0.0 < val_fraction < 1.0:
-            raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
-        if not 0 <= val_seed < 2**32:
-            raise ValueError(f"val_seed must be from 0 to 2³² - 1, got {val_seed}")
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.revision = revision
@@ -139,14 +123,17 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self.unreadable: list[str] = []
         self.processes = 1
         self._resumed_at: tuple[int, int] | None = None
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 < val_fraction < 1.0:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+        if not 0 <= val_seed < 2**32:
+            raise ValueError(f"val_seed must be from 0 to 2³² - 1, got {val_seed}")
 
     @abstractmethod
-    def targets(self, splits: datasets.DatasetDict, split: str) -> Targets:
-        """Check the targets of a split and return how they are read; not called for prediction.
-
-        Args:
-            splits: The loaded splits, undecoded.
-            split: Name of the split.
+    def targets(self, splits: datasets.DatasetDict, split: str) -> Targets | None:
+        """Check the targets of a loaded split and return how they are read, if there are any; not called to predict.
 
         Raises:
             ValueError: If a column is missing or a target is invalid.
@@ -154,9 +141,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def transform(self, training: bool) -> JointTransform:
-        """Return the joint transform of an image and its target, which is None in prediction.
+        """Return the joint transform of an RGB image and its target (None in prediction).
 
-        It turns an RGB image of any size into a dict with `image` (bytes `(3, H, W)`) and the sample's targets.
+        Its result is a dict with the sample's targets and `image (3, H, W)`: bytes, or floats that are normalized.
         """
 
     def find_class_names(self, splits: datasets.DatasetDict) -> list[str]:
@@ -168,18 +155,11 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return False
 
     def read_folder(self, folder: Path) -> datasets.DatasetDict:
-        """Load the splits of a local folder that holds no parquet files.
-
-        Raises:
-            ValueError: If the folder cannot be read.
-        """
-        raise ValueError(f"{str(folder)!r} holds no parquet files: check the path")
+        """Load the splits of a local folder without parquet files; by default an error."""
+        raise ValueError(f"{str(folder)!r} contains no parquet files: check the path")
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """Return a training batch varied on the device, after normalization; by default unchanged.
-
-        The global generators are seeded by (seed, epoch, batch number, rank).
-        """
+        """Vary a normalized training batch on the device, with generators seeded by (seed, epoch, batch, rank)."""
         return batch
 
     def prepare_data(self) -> None:
@@ -192,11 +172,10 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self._load(stage)
 
     def setup(self, stage: str) -> None:
-        """Find the columns, classes and splits that the stage needs, and check the targets.
+        """Load the splits that a stage needs, find their columns and classes, and check the targets.
 
         Raises:
-            ValueError: If a column or split is missing or ambiguous, a target is invalid, or the classes or the numbers
-                of images are not the required ones.
+            ValueError: If a column or split is missing, a target is invalid, or classes or sizes are not as required.
         """
         self.commit = find_revision(self.dataset, self.revision, ask=False)
         splits = self._load(stage)
@@ -212,10 +191,10 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
     def _open(self, part: str, splits: datasets.DatasetDict, image_column: str) -> SplitImages:
         split = self._split_names.of(part, splits)
-        rows, indices = select_split(splits, split), None
+        rows, indices = splits[split], None
         if part in ("train", "val") and self._split_names.validation(splits) is None:
             indices = cut_rows(len(rows), self.val_fraction, self.val_seed, part)
-        targets = NO_TARGETS if part == "predict" else self.targets(splits, split)
+        targets = None if part == "predict" else self.targets(splits, split)
         transform, root = self.transform(training=part == "train"), local_folder(self.dataset)
         reader = SampleReader(split, image_column, transform, targets, root, run_seed())
         # In evaluation, the images around an unreadable one may be the unreadable ones of other processes.
@@ -228,9 +207,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         stream = TrainingStream(
             find_stream(self.dataset, self.commit, self.train_split),
             splits[validated.split].features,
-            SampleReader(
-                self.train_split, validated.image_column, self.transform(True), validated.targets, seed=run_seed()
-            ),
+            replace(validated, split=self.train_split, transform=self.transform(training=True)),
             batch_size=self.batch_size,
             workers=self.num_workers,
             processes=processes,
@@ -277,7 +254,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             ValueError: If there are fewer training images than one batch over all processes needs.
         """
         if self.stream is not None:
-            return StreamLoader(self.stream, lambda: self._next_batch()[0], drop_last=True, **self._options())
+            return StreamLoader(self.stream, lambda: self._next_batch()[0], drop_last=True, **self._loader_options())
         images, (processes, rank) = self.images["train"], self._share()
         if len(images) < self.batch_size * processes:
             possible = len(images) // processes
@@ -290,7 +267,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, *start)
         # Only these loader processes are kept: between two validations idle ones would occupy memory.
         kept = self.num_workers > 0
-        return DataLoader(images, sampler=sampler, drop_last=True, persistent_workers=kept, **self._options())
+        return DataLoader(images, sampler=sampler, drop_last=True, persistent_workers=kept, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of the validation images, each image once."""
@@ -306,9 +283,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
     def _evaluation_loader(self, part: str) -> DataLoader[Sample]:
         images = self.images[part]
-        return DataLoader(images, sampler=EvaluationSampler(images, *self._share()), **self._options())
+        return DataLoader(images, sampler=EvaluationSampler(images, *self._share()), **self._loader_options())
 
-    def _options(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,

@@ -1,23 +1,21 @@
-"""Which columns of a data set hold images and labels, and which classes the labels mean."""
+"""Find the columns of images and labels in a data set, and the classes of its labels."""
 
 from collections.abc import Iterable
 
 import datasets
-
-from scalablevit_pl.data.splits import select_split
 
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
     """Return the named image column, of type Image or encoded bytes; the only one of type Image; or else `image`.
 
     Raises:
-        ValueError: If there is no such column, or more than one, or it holds something else.
+        ValueError: If the column does not exist, is ambiguous, or does not contain images.
     """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     column = _only(["image"] if "image" in images else images, named, features, "image")
     if column not in images and getattr(features[column], "dtype", None) not in ("binary", "large_binary"):
         raise ValueError(
-            f"the column {column!r} holds {features[column]} and no images: name another one with --data.image_column"
+            f"the column {column!r} contains {features[column]}, not images: choose another with --data.image_column"
         )
     return column
 
@@ -26,7 +24,7 @@ def find_label_column(features: datasets.Features, named: str | None) -> str:
     """Return the named label column, the only one of type ClassLabel, or else one called `label`.
 
     Raises:
-        ValueError: If there is no such column, or more than one.
+        ValueError: If the column does not exist or is ambiguous.
     """
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return _only(labels or [name for name in features if name == "label"], named, features, "label")
@@ -34,22 +32,22 @@ def find_label_column(features: datasets.Features, named: str | None) -> str:
 
 def _only(candidates: list[str], named: str | None, columns: Iterable[str], kind: str) -> str:
     if named is not None and named not in columns:
-        raise ValueError(f"{kind}_column {named!r} is none of the columns {', '.join(columns)}: correct the name")
+        raise ValueError(f"{kind}_column {named!r} is not one of the columns {', '.join(columns)}: correct the name")
     if named is None and len(candidates) != 1:
         found = f"{len(candidates)} {kind} columns ({', '.join(candidates)})" if candidates else f"no {kind} column"
-        raise ValueError(f"found {found} among the columns {', '.join(columns)}: name it with --data.{kind}_column")
+        raise ValueError(f"found {found} among the columns {', '.join(columns)}: choose one with --data.{kind}_column")
     return named or candidates[0]
 
 
 def declares_classes(splits: datasets.DatasetDict, column: str) -> bool:
-    """Tell whether a column declares its classes, so that they need not be gathered from the training split."""
+    """Return whether a column declares its classes; otherwise they are collected from the training split."""
     return isinstance(next(iter(splits.values())).features[column], datasets.ClassLabel)
 
 
 def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str) -> list[str]:
-    """Return the classes' names in the order of their indices: as declared, or else as found in the training split.
+    """Return the class names in the order of their indices: as declared, or else as found in the training split.
 
-    Names found are sorted; whole numbers found stand for themselves, up to the largest.
+    Found names are sorted. Found whole numbers are their own indices, up to the largest.
 
     Raises:
         ValueError: If the labels are neither names nor whole numbers.
@@ -57,33 +55,33 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     feature = next(iter(splits.values())).features[column]
     if declares_classes(splits, column):
         return list(feature.names)
-    if isinstance(feature, datasets.Value):  # else a list of labels, or worse
-        found = [label for label in select_split(splits, train_split).unique(column) if label is not None]
+    if isinstance(feature, datasets.Value):  # not a list of labels, for example
+        found = [label for label in splits[train_split].unique(column) if label is not None]
         if found and all(isinstance(label, str) for label in found):
             return sorted(found)
         if found and all(isinstance(label, int) for label in found):
             return [str(index) for index in range(max(found) + 1)]
-    raise ValueError(f"label_column {column!r} holds {feature}: expected class names or whole numbers from 0")
+    raise ValueError(f"label_column {column!r} contains {feature}: expected class names or whole numbers from 0")
 
 
 def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
     """Return the class index of every row.
 
     Raises:
-        ValueError: If a label is missing or none of the classes; it names the first such row.
+        ValueError: If a label is missing or not one of the classes; it names the first such row.
     """
     labels = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if labels and all(label == -1 for label in labels):
         raise ValueError(
-            f"split {split!r} has no labels (all {len(labels)} are -1, as in ImageNet's test split), so that nothing "
-            "can be measured on it: choose another one, as with --data.test_split, or run `predict`"
+            f"split {split!r} has no labels (all {len(labels)} are -1, as in ImageNet's test split), so nothing can be "
+            "measured on it: choose another split, for example with --data.test_split, or run `predict`"
         )
     index_of = {name: index for index, name in enumerate(names)}
     indices = [index_of.get(label) if isinstance(label, str) else label for label in labels]
     wrong = [row for row, index in enumerate(indices) if index is None or not 0 <= index < len(names)]
     if wrong:
         raise ValueError(
-            f"the label {labels[wrong[0]]!r} of row {wrong[0]} of split {split!r} is none of the {len(names)} classes, "
-            f"and so are {len(wrong)} rows in all: correct them, or choose a split that has labels"
+            f"the label {labels[wrong[0]]!r} of row {wrong[0]} of split {split!r} is not one of the {len(names)} "
+            f"classes ({len(wrong)} such rows): correct them, or choose a split that has labels"
         )
     return [index for index in indices if index is not None]

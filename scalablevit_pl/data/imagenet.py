@@ -1,24 +1,24 @@
-"""ImageNet-1K's classes in their order, whichever way a source spells them."""
+"""ImageNet-1K's classes in their order, in any spelling."""
 
 import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-# Two classes are called crane; the data set on the Hub, in which no name may occur twice, numbers the second one.
+# Two classes are called crane. The data set on the Hub requires unique names and numbers the second one.
 HUB_SPELLING = {517: "crane2"}
 
 
 @cache
 def _info() -> Any:
-    from timm.data.imagenet_info import ImageNetInfo  # slow to import, and most data are of other classes
+    from timm.data.imagenet_info import ImageNetInfo  # slow to import, and most data sets have other classes
 
     return ImageNetInfo("imagenet-1k")
 
 
 @cache
 def imagenet_synsets() -> tuple[str, ...]:
-    """Return the ids of the 1,000 synsets, which are the names of ImageNet's folders, in the order of the classes."""
+    """Return the ids of the 1,000 synsets, the names of ImageNet's folders, in the order of the classes."""
     return tuple(_info().label_names())
 
 
@@ -29,7 +29,7 @@ def _descriptions() -> tuple[str, ...]:
 
 @cache
 def imagenet_names() -> tuple[str, ...]:
-    """Return the names of the 1,000 classes, as converted weights have them: with the synset where two are the same."""
+    """Return the names of the 1,000 classes as in converted weights; equal names are followed by the synset."""
     names = _descriptions()
     return tuple(
         f"{name} ({synset})" if names.count(name) > 1 else name
@@ -38,16 +38,16 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def check_imagenet(names: Sequence[str]) -> list[str]:
-    """Check that classes are ImageNet's in their order, and return the names that they have in this package.
+    """Check that classes are ImageNet's in their order, and return their names in this package.
 
-    Known are synset ids, WordNet's lemmas as timm has them, and the names of the data set on the Hub. Of lemmas, one in
-    common is enough, and up to one name in fifty may be another one altogether, if it is not that of another class.
+    Accepted are synset ids, timm's WordNet lemmas, and the names of the data set on the Hub. One common lemma is
+    enough, and up to one name in fifty may be unknown.
 
     Args:
         names: The classes of a source in the order of their indices.
 
     Raises:
-        ValueError: If a class is missing or in another place; it names the first.
+        ValueError: If a class is missing or out of order; it names the first.
     """
     synsets, canonical = imagenet_synsets(), imagenet_names()
     remedy = "correct the data, or set --data.class_order null if it is not ImageNet"
@@ -56,20 +56,16 @@ def check_imagenet(names: Sequence[str]) -> list[str]:
         example = f", such as {absent[0]} ({canonical[synsets.index(absent[0])]})" if len(absent) < len(synsets) else ""
         what = f"{len(absent)} are missing{example}" if example else f"the first is {(*names, None)[0]!r}"
         raise ValueError(f"the data has {len(names)} classes where ImageNet has {len(synsets)}; {what}: {remedy}")
-    places = _spellings()
-    strange = []
+    spellings, misplaced, unknown = _spellings(), list[int](), list[int]()
     for index, name in enumerate(names):
-        exact = places.get(_plain(name), set())
-        if index in exact or (not exact and _lemmas(name) & _lemmas(canonical[index])):
-            continue
-        if exact:
-            strange = [index]
-            break
-        strange.append(index)
-    else:
-        if len(strange) <= len(names) // 50:
-            return list(canonical)
-    first = strange[0]
+        places = spellings.get(_plain(name))
+        if places and index not in places:
+            misplaced.append(index)
+        elif not places and not _lemmas(name) & _lemmas(canonical[index]):
+            unknown.append(index)
+    if not misplaced and len(unknown) <= len(names) // 50:
+        return list(canonical)
+    first = (misplaced or unknown)[0]
     raise ValueError(
         f"class {first} of the data is {names[first]!r} where ImageNet has {canonical[first]!r} ({synsets[first]}): "
         f"{remedy}"
@@ -78,7 +74,7 @@ def check_imagenet(names: Sequence[str]) -> list[str]:
 
 @cache
 def _spellings() -> dict[str, set[int]]:
-    """Return the indices that each known spelling stands for."""
+    """Return the class indices of each known spelling."""
     places: dict[str, set[int]] = {}
     for index, spellings in enumerate(zip(imagenet_synsets(), imagenet_names(), _descriptions(), strict=True)):
         for spelling in {*spellings, HUB_SPELLING.get(index, "")} - {""}:

@@ -23,34 +23,21 @@ Transform = Callable[[Image.Image], Tensor]
 JointTransform = Callable[[Image.Image, Any], Sample]
 
 
-def no_target(row: Row) -> None:
-    """Return None, the target of an image that has none, as in prediction."""
-
-
 class Targets(NamedTuple):
     """How the target of an image is read from its row.
 
     Attributes:
-        columns: Columns to read.
-        read: Returns the target, given the stored values of these columns. An image among them arrives as its encoded
-            bytes or its path, never decoded. Called in the loader processes.
+        columns: Columns to read; without any, the target is None, as in prediction.
+        read: From the stored values of these columns to the target. An image among them arrives as its encoded bytes
+            or its path. Called in the loader processes.
     """
 
-    columns: Sequence[str] = ()
-    read: Callable[[Row], Any] = no_target
-
-
-NO_TARGETS = Targets()
+    columns: Sequence[str]
+    read: Callable[[Row], Any]
 
 
 class StoredImage(NamedTuple):
-    """An image as it is stored.
-
-    Attributes:
-        source: Encoded bytes, or the path of a file.
-        path: The path that the row states, or "".
-        name: The image's name in an error message.
-    """
+    """An image as stored: encoded bytes or the path of a file, the path that the row states, its name in errors."""
 
     source: bytes | str
     path: str
@@ -68,8 +55,8 @@ class SampleReader:
     Attributes:
         split: Name of the split, for error messages.
         image_column: Name of the image column.
-        transform: Joint transform from an RGB image and its target to a sample, which holds `image (3, H, W)`.
-        targets: How targets are read; by default there are none.
+        transform: From an RGB image and its target to a sample with `image (3, H, W)`.
+        targets: How targets are read; None if there are none.
         root: The data set's folder. Files that rows name must lie in it; None allows no files.
         seed: Seed of the transform's random numbers.
     """
@@ -77,14 +64,14 @@ class SampleReader:
     split: str
     image_column: str
     transform: JointTransform
-    targets: Targets = NO_TARGETS
+    targets: Targets | None = None
     root: Path | None = None
     seed: int = 0
 
     @property
     def columns(self) -> list[str]:
-        """The columns that a row must hold."""
-        return list(dict.fromkeys([self.image_column, *self.targets.columns]))
+        """The columns that a row must hold, the image column first."""
+        return list(dict.fromkeys([self.image_column, *(self.targets.columns if self.targets else ())]))
 
     def read(self, index: int, row: Row, draw: Draw | None = None) -> Sample:
         """Return the transform's sample with `index` and `path` (empty if unknown).
@@ -92,10 +79,10 @@ class SampleReader:
         Args:
             index: Number of the row in its split.
             row: Stored values.
-            draw: For training: seeds the transform by (seed, epoch, row, repeat).
+            draw: For training: the transform is seeded by (seed, epoch, row, repeat).
 
         Raises:
-            UnreadableImageError: If the image cannot be decoded; it names the file, or the split and row.
+            UnreadableImageError: If the image cannot be decoded, or the row names a file outside the data set.
         """
         stored = self.stored_image(index, row)
         image, target = decode_image(stored.source, stored.name), self.target(index, row)
@@ -104,19 +91,13 @@ class SampleReader:
         return self.transform(image, target) | {"index": index, "path": stored.path}
 
     def stored_image(self, index: int, row: Row) -> StoredImage:
-        """Return the image of a row as it is stored.
-
-        Raises:
-            UnreadableImageError: If the row names a file outside the data set.
-        """
+        """Return the image of a row as it is stored."""
         return self._stored(index, row[self.image_column] or {})
 
     def target(self, index: int, row: Row) -> Any:
-        """Return the target of a row.
-
-        Raises:
-            UnreadableImageError: If the row names a file outside the data set.
-        """
+        """Return the target of a row, or None if there are no targets."""
+        if self.targets is None:
+            return None
         stored = {name: row[name] for name in self.targets.columns}
         for name, value in stored.items():
             if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
@@ -151,7 +132,7 @@ class SplitImages(Dataset[Sample]):
         # A row in Arrow's format costs less than one in Python's types.
         self.rows = rows.select_columns(reader.columns).with_format("arrow")
         self.reader = reader
-        # An array: reading an integer of a list writes to its memory, which loader processes would then copy.
+        # An array, since reading an integer of a list writes to its memory, which loader processes would then copy.
         self.indices = range(len(rows)) if indices is None else np.asarray(indices)
         self.attempts = attempts
 
@@ -166,12 +147,11 @@ class SplitImages(Dataset[Sample]):
     def __getitem__(self, item: int | Draw) -> Sample:
         """Return a sample with `index` (its row in the split) and `path`.
 
-        If more than one image may be tried, `unreadable` lists the unreadable ones, one a line. The next readable image
-        replaces an unreadable one in training. In evaluation it becomes a filler with a negative `index`.
+        If several images may be tried, `unreadable` lists the unreadable ones, one a line. In training, the next
+        readable image replaces an unreadable one; in evaluation, it becomes a filler with a negative `index`.
 
         Args:
-            item: A position; or the draw of a training epoch, which determines the transform's random numbers. A
-                negative position gives a filler: the first sample with this `index`.
+            item: A position, or the draw of a training epoch. A negative position gives a filler with this `index`.
 
         Raises:
             UnreadableImageError: If no image could be decoded; it names the file, or the split and row.
@@ -179,7 +159,7 @@ class SplitImages(Dataset[Sample]):
         return self.__getitems__([item])[0]
 
     def __getitems__(self, items: Sequence[int | Draw]) -> list[Sample]:
-        """Return the samples of a batch as `__getitem__` does; loaders ask for whole batches."""
+        """Return the samples of a batch; loaders call this."""
         with preserved():
             return [self._read(item) for item in items]
 
@@ -198,12 +178,9 @@ class SplitImages(Dataset[Sample]):
 
     def _marked(self, sample: Sample, position: int, errors: list[UnreadableImageError], training: bool) -> Sample:
         """Mark a filler, and list unreadable images where they are tolerated."""
-        if not training:
+        if not training and (errors or position < 0):
+            sample["index"] = min(position, FILLER)
             errors = errors[:1] if position >= 0 else []  # the others are counted at their own positions
-        if errors and not training:
-            sample["index"] = FILLER
-        elif position < 0:
-            sample["index"] = position
         lines = "\n".join(one_line(error, None) for error in errors)
         return sample | ({"unreadable": lines} if self.attempts > 1 else {})
 
@@ -220,22 +197,12 @@ class SplitImages(Dataset[Sample]):
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Stack samples of one image size to a batch. Its images `(B, 3, H, W)` keep the memory layout of the samples."""
     # Copied as they lie, channels last: rearranging bytes is the slower part, and a GPU does it faster.
-    images: Tensor = default_collate([sample["image"].permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    others: dict[str, Any] = default_collate([_without_image(sample) for sample in samples])
-    return {"image": images} | others
-
-
-def _without_image(sample: Sample) -> Sample:
-    return {key: value for key, value in sample.items() if key != "image"}
+    images: Tensor = default_collate([sample.pop("image").permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    return {"image": images, **default_collate(samples)}
 
 
 class ImageFiles(Dataset[Sample]):
-    """Image files without targets, for prediction.
-
-    Args:
-        paths: The files.
-        transform: From an RGB image to a tensor.
-    """
+    """Image files as samples with `image`, `index` and `path`, for prediction."""
 
     def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
         self.paths = paths
@@ -245,10 +212,5 @@ class ImageFiles(Dataset[Sample]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return `image (3, H, W)`, `index` and `path`.
-
-        Raises:
-            UnreadableImageError: If the image cannot be decoded; it names the file.
-        """
         path = self.paths[index]
         return {"image": self.transform(decode_image(path)), "index": index, "path": str(path)}

@@ -9,11 +9,11 @@ from torch.utils.data import DistributedSampler
 
 from scalablevit_pl.randomness import derive_seed
 
-FILLER = -1  # the position of a sample that counts nothing
+FILLER = -1  # position of a sample that is not counted
 
 
 class Draw(NamedTuple):
-    """One sample of a training epoch: what its order and its augmentation are functions of, besides the seed.
+    """One sample of a training epoch. With the seed, it determines the sample's augmentation.
 
     Attributes:
         epoch: The epoch, from 0.
@@ -27,13 +27,12 @@ class Draw(NamedTuple):
 
 
 class TrainingSampler(DistributedSampler[Any]):
-    """Every process's part of an epoch, shuffled by (seed, epoch) alone; what does not fill a batch is left out.
+    """The share of a process in an epoch, shuffled by (seed, epoch) only; an incomplete last batch is left out.
 
-    A batch over all processes is the same set of samples however it is shared out among them. With `repeats` above 1
-    an epoch has as many samples as without, of fewer images, each of them that often and augmented anew (repeated
-    augmentation, Hoffer et al. 2020, arXiv 1901.09335). Copies of an image stand side by side, so that they go to
-    different processes where there are enough. It is derived from torch's sampler so that Lightning knows it and does
-    not put another in its place.
+    A batch over all processes is the same set of samples for any number of processes. With `repeats` above 1, an epoch
+    keeps its number of samples but draws fewer images, each of them that often and augmented anew (repeated
+    augmentation, Hoffer et al. 2020, arXiv 1901.09335). Copies of an image are adjacent, so they go to different
+    processes if there are enough. The base class keeps Lightning from replacing the sampler.
 
     Args:
         images: Number of images.
@@ -42,8 +41,8 @@ class TrainingSampler(DistributedSampler[Any]):
         rank: This process.
         seed: Seed of the order.
         repeats: How often an image is drawn in an epoch.
-        epoch: Epoch to begin with.
-        batch: Batch of that epoch to begin with; the ones before it count in the length all the same.
+        epoch: Epoch to start with.
+        batch: Batch of that epoch to start with; earlier ones still count in the length.
     """
 
     def __init__(
@@ -77,11 +76,10 @@ class TrainingSampler(DistributedSampler[Any]):
 
 
 class EvaluationSampler(DistributedSampler[Any]):
-    """Each sample exactly once over all processes, and on each process equally many positions.
+    """Each sample exactly once over all processes, and equally many positions on each process.
 
-    torch's own DistributedSampler repeats samples until all processes have equally many. This one gives fillers, which
-    nothing counts: with as many batches as the others no process waits for one that has none left. It is derived from
-    torch's so that Lightning knows it and does not put another in its place.
+    torch's own DistributedSampler repeats samples to make the processes' shares equal. This one adds fillers, which are
+    not counted. With equally many batches, no process waits for one that has none left.
 
     Args:
         dataset: Gives the number of samples.

@@ -1,4 +1,4 @@
-"""Where labelled images come from: the Hub, a folder, the shipped sample."""
+"""Load the splits of a data set from the Hub, a local folder, or the shipped sample."""
 
 import glob
 import re
@@ -13,6 +13,7 @@ import pyarrow.parquet
 from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
 from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.hub.client import HubError
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -23,22 +24,22 @@ Result = TypeVar("Result")
 
 
 def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str | None:
-    """Return the commit of a data set on the Hub, or None for one that lies on this machine.
+    """Return the commit of a data set on the Hub, or None for one on this machine.
 
     Args:
         dataset: As for `load_splits`.
         revision: Commit, tag or branch on the Hub.
-        ask: Ask the Hub what a tag or branch is now; else take what was found last on this machine, if anything was.
+        ask: Resolve a tag or branch on the Hub; else use what this machine resolved it to last, if it did.
 
     Raises:
-        ValueError: If there is neither such a folder nor, on the Hub, such a data set or revision.
+        ValueError: If neither a folder nor a data set or revision on the Hub has this name.
     """
     if local_folder(dataset) is not None:
         return None
     if not dataset.strip():
         raise ValueError("--data.dataset is empty: give a folder, or a data set's id on the Hub")
     if Path(dataset).expanduser().exists():
-        raise ValueError(f"{dataset!r} is a file: give the folder that holds the parquet files or the class folders")
+        raise ValueError(f"{dataset!r} is a file: give the folder that contains it")
     if not may_be_hub_id(dataset):
         raise ValueError(f"there is no folder {dataset!r}: check the path")
     noted = None if ask else noted_commit(dataset, revision)
@@ -48,18 +49,18 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
 def load_splits(
     dataset: str, commit: str | None = None, wanted: Wanted = list, read_folder: FolderReader | None = None
 ) -> datasets.DatasetDict:
-    """Load splits of a data set, undecoded; from the Hub come only the files of those that are wanted.
+    """Load splits of a data set without decoding images; from the Hub, fetch only the files of the wanted splits.
 
     Args:
-        dataset: A local folder (parquet files, or one folder per class, with or without a folder per split above them),
-            the name of a sample in this package, or a data set's id on the Hub.
-        commit: Which one of those on the Hub, as `find_revision` says; by default the newest.
-        wanted: Chooses by the names of the splits there are; by default all.
-        read_folder: Loads a local folder without parquet files; by default one with a folder per class.
+        dataset: A local folder, the name of a sample in this package, or a data set's id on the Hub.
+        commit: The commit on the Hub, from `find_revision`; by default the newest.
+        wanted: Selects among the names of the existing splits; by default all.
+        read_folder: Loads a local folder without parquet files; by default one with a folder per class, optionally
+            below a folder per split.
 
     Raises:
-        ValueError: If the folder is empty or mixes both layouts, a file is missing or damaged, there is no such split,
-            or the Hub does not give it.
+        ValueError: If the folder is empty or mixes both layouts, a file is missing or damaged, the split does not
+            exist, or the Hub refuses access.
     """
     folder, commit = local_folder(dataset), commit or find_revision(dataset, None)
     if folder is not None and _holds_parquet(folder):
@@ -76,10 +77,10 @@ def load_splits(
 
 
 def find_stream(dataset: str, commit: str | None, split: str) -> list[str]:
-    """Return the addresses of the parquet files of a split, which are read where they are.
+    """Return the addresses of the parquet files of a split, for reading them in place.
 
     Raises:
-        ValueError: If there is no such split, a file of it is missing, or the data lies otherwise.
+        ValueError: If the split does not exist, one of its files is missing, or the data are not parquet files.
     """
     folder = local_folder(dataset)
     if folder is not None:
@@ -88,14 +89,14 @@ def find_stream(dataset: str, commit: str | None, split: str) -> list[str]:
         shards = _on_hub(dataset, lambda: list_shards(dataset, commit or ""))
         files = {name: [f"hf://datasets/{dataset}@{commit}/{path}" for path in paths] for name, paths in shards.items()}
     if not files:
-        raise ValueError(f"{dataset!r} holds no parquet files that can be streamed: set --data.streaming false")
+        raise ValueError(f"{dataset!r} has no parquet files that can be streamed: set --data.streaming false")
     chosen = files[_choose(files, lambda _: [split])[0]]
     check_shards(chosen)
     return chosen
 
 
 def _on_hub(dataset: str, call: Callable[[], Result]) -> Result:
-    """Return what a call to the Hub gives, with a sentence that fits a mistyped folder, too."""
+    """Return the result of a call to the Hub; an error also mentions the folder that the name may have meant."""
     try:
         return call()
     except HubError as error:
@@ -103,26 +104,21 @@ def _on_hub(dataset: str, call: Callable[[], Result]) -> Result:
 
 
 def _load_otherwise(dataset: str, commit: str | None) -> datasets.DatasetDict:
-    """Load all splits of a repository that `datasets` has to make sense of.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Load all splits of a repository in a layout that only `datasets` knows."""
     try:
         return datasets.load_dataset(dataset, revision=commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"`datasets` cannot load {dataset!r} from the Hub ({reason}): for gated data accept its terms there and "
-            "log in with `hf auth login`, else fetch it and give a folder"
+            f"`datasets` cannot load {dataset!r} from the Hub ({one_line(error)}): for gated data accept its terms "
+            "there and log in with `hf auth login`; otherwise fetch it and give a folder"
         ) from error
 
 
 def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
-    """Return the splits that are wanted, in the order in which they stand.
+    """Return the wanted splits in their order.
 
     Raises:
-        ValueError: If there is none of that name; it names those there are.
+        ValueError: If one does not exist; it names those that do.
     """
     names = list(splits)
     chosen = wanted(names)
@@ -133,27 +129,27 @@ def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
 
 
 def local_folder(dataset: str) -> Path | None:
-    """Return the folder of a data set that lies on this machine, such as the sample in this package."""
+    """Return the folder of a data set on this machine, such as the sample in this package, or None."""
     shipped = SAMPLES / dataset
     folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
     return folder if dataset.strip() and folder.is_dir() else None
 
 
 def may_be_hub_id(dataset: str) -> bool:
-    """Tell whether a name has the form of an id on the Hub, and nothing of that name lies on this machine."""
+    """Return whether a name has the form of an id on the Hub and does not exist on this machine."""
     parts = dataset.split("/")
     formed = len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
     return formed and local_folder(dataset) is None and not Path(dataset).expanduser().exists()
 
 
 def _holds_parquet(folder: Path) -> bool:
-    """Tell whether parquet files lie where data sets have them, and not among the images of a class."""
+    """Return whether parquet files lie where data sets have them, not among the images of a class."""
     places = [folder, folder / "data", *(folder / name for names in SPLIT_FOLDERS.values() for name in names)]
     return any(next(place.glob("*.parquet"), None) for place in places)
 
 
 def _find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """Find the parquet files of each split, which their names or folders say."""
+    """Find the parquet files of each split by their names or folders."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         relative = path.relative_to(folder)
@@ -165,7 +161,7 @@ def _find_parquet(folder: Path) -> dict[str, list[Path]]:
 def _load_parquet(folder: Path, files: dict[str, list[Path]]) -> datasets.DatasetDict:
     """Load parquet files as splits.
 
-    They are named one by one, so that nothing else in the folder, such as a data card, has a say in what is loaded.
+    They are listed one by one so that other files in the folder, such as a data card, cannot change what is loaded.
     """
     check_shards(str(path) for paths in files.values() for path in paths)
     try:
@@ -173,14 +169,14 @@ def _load_parquet(folder: Path, files: dict[str, list[Path]]) -> datasets.Datase
         escaped = {split: [glob.escape(str(path.resolve())) for path in paths] for split, paths in files.items()}
         return datasets.load_dataset("parquet", data_files=escaped)
     except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        reason = one_line(error.__cause__ or error)
         raise ValueError(
             f"cannot read the parquet files in {str(folder)!r}: {reason}; repair or delete them"
         ) from error
 
 
 def _split_of(path: Path) -> str:
-    """Tell a split by its name in a path: `train-00000-of-00002.parquet`, `test/0.parquet`, or else train."""
+    """Return the split named in a path such as `train-00000-of-00002.parquet` or `test/0.parquet`; else `train`."""
     words = [word for part in path.with_suffix("").parts for word in re.split(r"[^a-z0-9]+", part.lower())]
     shard = SHARD.fullmatch(path.name)
     other = shard["split"] if shard else "train"
@@ -188,7 +184,7 @@ def _split_of(path: Path) -> str:
 
 
 def _check_label_order(paths: list[Path]) -> None:
-    """Compare the class names that files declare: `datasets` would read all by the first one's."""
+    """Check that files declare the same class names: `datasets` would apply those of the first file to all."""
     declared: dict[str, tuple[Path, list[str]]] = {}
     for path in paths:
         for column, feature in datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)).items():
@@ -199,42 +195,34 @@ def _check_label_order(paths: list[Path]) -> None:
 
 
 def load_class_folders(folder: Path) -> datasets.DatasetDict:
-    """Load images that lie in one folder per class, at any depth below it; the files stay where they are.
+    """Load images from one folder per class, at any depth below it; the files stay in place.
 
-    The classes are those of all splits together, sorted by name. Hidden files and folders are left out.
+    The classes are those of all splits, sorted by name. Hidden files and folders are skipped.
 
     Raises:
-        ValueError: If there are no class folders, one of them holds no image, or they lie beside folders of splits.
+        ValueError: If there are no class folders, one of them contains no image, or they lie beside split folders.
     """
     roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
     others = [path.name for path in _subfolders(folder) if path not in roots.values()]
     if roots and others:
         raise ValueError(
-            f"{str(folder)!r} holds splits ({', '.join(root.name for root in roots.values())}) beside other folders "
-            f"({', '.join(others)}): have either class folders inside the splits, or class folders alone"
+            f"{str(folder)!r} contains split folders ({', '.join(root.name for root in roots.values())}) beside other "
+            f"folders ({', '.join(others)}): use either class folders inside split folders, or class folders only"
         )
     found = {split: _images_by_class(root) for split, root in (roots or {"train": folder}).items()}
     names = sorted({name for classes in found.values() for name in classes})
     empty = [name for name in names if not any(classes.get(name) for classes in found.values())]
     if empty:
-        raise ValueError(
-            f"the class folder(s) {', '.join(empty)} in {str(folder)!r} hold no image: remove or fill them"
-        )
-    # Not by the builder "imagefolder", which takes an image called test_1.jpg for a part of a test split, names with
-    # brackets for patterns, and the innermost folder for the class.
+        raise ValueError(f"the class folders {', '.join(empty)} in {str(folder)!r} are empty: delete or fill them")
+    # The builder "imagefolder" would assign an image called test_1.jpg to a test split, treat names with brackets as
+    # patterns, and take the innermost folder for the class.
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {
-                    "image": [path for paths in classes.values() for path in paths],
-                    "label": [name for name, paths in classes.items() for _ in paths],
-                },
-                features=features,
-            )
-            for split, classes in found.items()
-        }
-    )
+    splits = datasets.DatasetDict()
+    for split, classes in found.items():
+        files = [(path, name) for name, paths in classes.items() for path in paths]
+        columns = {"image": [path for path, _ in files], "label": [name for _, name in files]}
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return splits
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -245,14 +233,14 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     classes = {path.name: [str(image) for image in images_below(path)] for path in _subfolders(root)}
     if not any(classes.values()):
         raise ValueError(
-            f"{str(root)!r} holds neither parquet files nor class folders with images "
+            f"{str(root)!r} contains neither parquet files nor class folders with images "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}): check the path and the layout"
         )
     return classes
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files in a folder and below, sorted, without hidden ones."""
+    """Return the image files in a folder and below it, sorted, without hidden ones."""
     return [
         path
         for path in sorted(folder.rglob("*"))

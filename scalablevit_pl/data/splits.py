@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 
 # Names of folders and files that mean a split.
@@ -46,17 +45,6 @@ def cut_rows(rows: int, fraction: float, seed: int, part: str) -> list[int]:
     order = np.random.RandomState(seed).permutation(rows)
     count = max(1, round(rows * fraction))
     return sorted((order[:count] if part == "val" else order[count:]).tolist())
-
-
-def select_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
-    """Return the split of that name.
-
-    Raises:
-        ValueError: If it does not exist; it names those that do.
-    """
-    if split not in splits:
-        raise ValueError(f"there is no split {split!r}: choose among {', '.join(splits)}")
-    return splits[split]
 
 
 def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:

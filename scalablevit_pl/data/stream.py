@@ -25,9 +25,9 @@ ROWS_AT_ONCE = 64
 class TrainingStream(IterableDataset[Sample]):
     """Images of parquet files, which are distributed anew over processes and their workers in each epoch.
 
-    Each worker yields as many whole batches as every worker can fill in any epoch, so all processes yield the same
-    number. Surplus rows of longer files are left out of the epoch. The order is a function of (seed, epoch), the
-    augmentation of (seed, epoch, row). A run that resumes within an epoch restarts the epoch's stream.
+    Each worker yields as many whole batches as every worker can fill in any epoch. Surplus rows of longer files are
+    left out. The order is a function of (seed, epoch), the augmentation of (seed, epoch, row). A run that resumes
+    within an epoch restarts the epoch's stream.
 
     Args:
         files: Addresses of the files, in order.
@@ -38,8 +38,7 @@ class TrainingStream(IterableDataset[Sample]):
         processes: Number of processes.
         rank: This process.
         buffer: Images among which the next one is drawn.
-        max_unreadable: Consecutive unreadable images that are replaced by the next readable one; with 0 the first
-            raises an error.
+        max_unreadable: Consecutive unreadable images that are replaced by the next readable one.
 
     Attributes:
         rows: Number of images of the split.
@@ -69,7 +68,7 @@ class TrainingStream(IterableDataset[Sample]):
                 f"{processes} process(es) × {max(workers, 1)} worker(s): choose --data.num_workers and "
                 f"--trainer.devices so that their product divides {len(files)}, or set --data.streaming false"
             )
-        rows = _check_files(files, {name: features[name] for name in reader.targets.columns})
+        rows = _check_files(files, {name: features[name] for name in reader.columns[1:]})
         batches = min(rows) * (len(files) // readers) // batch_size
         if batches == 0:
             raise ValueError(
@@ -179,13 +178,7 @@ def _describe(address: str) -> tuple[int, datasets.Features]:
 
 
 class StreamLoader(DataLoader[Sample]):
-    """Loads a stream in the order of the epoch in which the iteration starts.
-
-    Args:
-        stream: The samples.
-        epoch: Returns the current epoch.
-        **options: Arguments of `DataLoader`.
-    """
+    """Loads a stream in the order of the epoch, which is asked for when an iteration starts."""
 
     def __init__(self, stream: TrainingStream, epoch: Callable[[], int], **options: Any) -> None:
         super().__init__(stream, **options)

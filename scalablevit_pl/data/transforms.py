@@ -1,4 +1,4 @@
-"""Random augmentation for training, by timm: of one image, and across a batch."""
+"""Random augmentation for training by timm: of single images, and across a batch."""
 
 import math
 import random
@@ -19,19 +19,19 @@ from scalablevit_pl.preprocessing import Preprocessing, to_pixels
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; the defaults are the paper's recipe for ImageNet (DeiT's, as timm implements it).
+    """Random variation of training images; the defaults are the paper's ImageNet recipe (DeiT's, by timm).
 
     Attributes:
         scale: Range of the random crop's area, as a fraction of the image's.
         ratio: Range of the random crop's aspect ratio.
         hflip: Probability of a horizontal flip.
-        color_jitter: Strength of colour jitter; timm leaves it out while `auto_augment` is on.
+        color_jitter: Strength of color jitter; timm omits it if `auto_augment` is set.
         auto_augment: timm's name of a policy such as `rand-m9-mstd0.5-inc1` (RandAugment), or None.
-        random_erasing: Probability with which one patch is filled with noise.
+        random_erasing: Probability of filling one patch with noise.
         mixup: Alpha of mixup; 0 turns it off.
         cutmix: Alpha of cutmix; 0 turns it off.
-        mix_prob: Probability with which a batch is mixed.
-        switch_prob: Probability of cutmix where both are on.
+        mix_prob: Probability of mixing a batch.
+        switch_prob: Probability of cutmix if both are on.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -51,39 +51,39 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("hflip", "random_erasing", "mix_prob", "switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a probability, from 0 to 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {getattr(self, name)}")
         for name in ("color_jitter", "mixup", "cutmix"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
-            raise ValueError(f"scale must hold two fractions above 0, the smaller one first, got {list(self.scale)}")
+            raise ValueError(f"scale must be two fractions above 0 in ascending order, got {list(self.scale)}")
         if not 0.0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise ValueError(f"ratio must hold two positive numbers, the smaller one first, got {list(self.ratio)}")
+            raise ValueError(f"ratio must be two positive numbers in ascending order, got {list(self.ratio)}")
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """Build timm's training transform: an RGB image to bytes `(3, input_size, input_size)`.
+    """Build timm's training transform up to bytes: an RGB image to `(3, input_size, input_size)`.
 
-    What timm does after that, normalizing and random erasing, is done to whole batches: `Preprocessing.normalize`,
-    `PatchDraw` and `erase`.
+    The rest, normalization and random erasing, is applied to whole batches: `Preprocessing.normalize` and `erase`.
     """
-    transform: Any = _timm_transform(preprocessing, augmentation, use_prefetcher=True)
-    transform.transforms[-1] = to_pixels  # in the place of timm's own, which takes the time to lay planes out
+    transform: Any = reference_transform(preprocessing, augmentation, use_prefetcher=True)
+    transform.transforms[-1] = to_pixels  # timm's own rearranges the bytes to planes, which takes time
     return transform  # type: ignore[no-any-return]
 
 
-def reference_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """Build timm's training transform as it is, which ours is measured by: to normalized `(3, input_size, input_size)`.
+def reference_transform(
+    preprocessing: Preprocessing, augmentation: Augmentation, use_prefetcher: bool = False
+) -> Callable[[Image.Image], Tensor]:
+    """Build timm's own training transform: an RGB image to normalized `(3, input_size, input_size)`.
 
-    Only posterizing to no bits is mended, which stops it with Pillow 13.
+    Only posterizing to zero bits is fixed, which fails with Pillow 13.
+
+    Args:
+        preprocessing: Size, interpolation and normalization.
+        augmentation: Random variation.
+        use_prefetcher: Stop at bytes, before normalization and erasing.
     """
-    transform: Callable[[Image.Image], Tensor] = _timm_transform(preprocessing, augmentation, use_prefetcher=False)
-    return transform
-
-
-def _timm_transform(preprocessing: Preprocessing, augmentation: Augmentation, use_prefetcher: bool) -> Any:
-    """Build timm's training transform; with `use_prefetcher` it normalizes and erases nothing."""
-    transform = create_transform(
+    transform: Any = create_transform(
         preprocessing.input_size,
         is_training=True,
         scale=augmentation.scale,
@@ -103,7 +103,7 @@ def _timm_transform(preprocessing: Preprocessing, augmentation: Augmentation, us
         for operation in _operations(step):
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = _posterize
-    return transform
+    return transform  # type: ignore[no-any-return]
 
 
 def _operations(step: object) -> list[auto_augment.AugmentOp]:
@@ -113,9 +113,9 @@ def _operations(step: object) -> list[auto_augment.AugmentOp]:
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Image.Image:
-    """Keep the upper bits of each channel; with none of them left the image is black.
+    """Keep the upper bits of each channel; with zero bits the image is black.
 
-    The strongest level of the paper's policy keeps none. Pillow made that a black image before 13 and refuses it since.
+    The strongest level of the paper's policy keeps none. Pillow returned a black image before 13, and refuses since.
     """
     if bits_to_keep <= 0:
         return Image.new(image.mode, image.size)
@@ -126,10 +126,10 @@ def _posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Ima
 class PatchDraw:
     """Draw the patch of an image that random erasing fills with noise (Zhong et al. 2017, arXiv 1708.04896).
 
-    Called after the transform, it draws from the global generators as timm's RandomErasing does in its place.
+    Called after the transform, it draws the same numbers from the global generators as timm's RandomErasing.
 
     Args:
-        probability: How often there is one.
+        probability: Probability of a patch.
         size: Side of the square image.
     """
 
@@ -138,7 +138,7 @@ class PatchDraw:
         self.size = size
 
     def __call__(self) -> Tensor:
-        """Return top, left, height and width of the patch and the seed of its noise: `(5,)`; without a patch zeros."""
+        """Return top, left, height, width and the seed of the noise: `(5,)`; zeros if there is no patch."""
         canvas = _Canvas(self.size)
         self.erasing(canvas)
         patch = [*canvas.patch, random.getrandbits(63)] if canvas.patch else [0] * 5
@@ -146,7 +146,7 @@ class PatchDraw:
 
 
 class _Canvas:
-    """What timm takes for an image: it notes where it is painted on."""
+    """Stands in for an image: records where timm erases it."""
 
     dtype = torch.float32
 
@@ -163,13 +163,13 @@ class _Canvas:
 
 
 def erase(images: Tensor, patches: Tensor) -> None:
-    """Fill patches of normalized images `(B, 3, H, W)`, in place, with noise of the standard normal distribution.
+    """Fill patches of normalized images `(B, 3, H, W)` in place with standard normal noise.
 
-    What a patch is filled with is a function of its seed and of the kind of device alone.
+    The noise is a function of the patch's seed and the type of device only.
 
     Args:
         images: On any device.
-        patches: Integers `(B, 5)` on the CPU, as `PatchDraw` gives them.
+        patches: Integers `(B, 5)` on the CPU, from `PatchDraw`.
     """
     generator = torch.Generator(images.device)
     for image, (top, left, height, width, seed) in zip(images, patches.tolist(), strict=True):
@@ -183,11 +183,11 @@ def erase(images: Tensor, patches: Tensor) -> None:
 
 @dataclass(frozen=True)
 class LabelledTransform:
-    """From an image and its label to a sample with `image`, `label` if there is one, and `patch (5,)` if it is drawn.
+    """From an image and its label to a sample with `image`, `label` if there is one, and `patch (5,)` if one is drawn.
 
     Attributes:
         pixels: From an RGB image to bytes.
-        draw_patch: Called after it.
+        draw_patch: Called afterwards.
     """
 
     pixels: Callable[[Image.Image], Tensor]
@@ -195,19 +195,17 @@ class LabelledTransform:
 
     def __call__(self, image: Image.Image, label: int | None) -> dict[str, Any]:
         """Return the sample of an RGB image."""
-        sample: dict[str, Any] = {"image": self.pixels(image)}
-        if self.draw_patch is not None:
-            sample["patch"] = self.draw_patch()
+        sample = {"image": self.pixels(image)} | ({} if self.draw_patch is None else {"patch": self.draw_patch()})
         return sample if label is None else sample | {"label": label}
 
 
 class BatchMix:
     """Mixup or cutmix with one draw per batch, for batches of any size.
 
-    Label smoothing is the loss's business, so the mixed labels are not smoothed here.
+    The labels are not smoothed: that is up to the loss.
 
     Args:
-        augmentation: Says how strongly and how often.
+        augmentation: Strength and probability.
         num_classes: Width of the soft labels.
     """
 
@@ -222,9 +220,9 @@ class BatchMix:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix images `(B, C, H, W)`, in place where it can, and labels `(B,)` to soft labels `(B, num_classes)`."""
+        """Mix images `(B, C, H, W)`, in place if possible, and labels `(B,)` to soft labels `(B, num_classes)`."""
         batch = len(images)
-        if batch % 2:  # timm pairs the first with the last and refuses odd batches: the last image finds itself a twin
+        if batch % 2:  # timm mixes the first image with the last and so on, and refuses odd batches: repeat the last
             images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
         images, soft_labels = self.mixup(images, labels)
         return images[:batch], soft_labels[:batch]

@@ -1,14 +1,14 @@
-"""What a loader's processes do before they load anything."""
+"""Setup of the loader processes."""
 
 import signal
 from typing import Any
 
 
-def spare_worker(worker: int) -> None:  # noqa: ARG001  what torch calls it with
-    """Let a loader's process outlive SIGUSR1 and the first SIGTERM, which schedulers send to all processes of a job.
+def spare_worker(worker: int) -> None:  # noqa: ARG001  torch passes it
+    """Let a loader process survive SIGUSR1 and the first SIGTERM, which schedulers send to all processes of a job.
 
-    The run stops after the step that it is in, and needs its loader until then. A second SIGTERM ends the process: that
-    of the run itself, when it has no more use for it.
+    The run stops after its current step and needs its loader until then. A second SIGTERM ends the process: the run
+    sends it when it no longer needs the process.
 
     Args:
         worker: Number of the process.

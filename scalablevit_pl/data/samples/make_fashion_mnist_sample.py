@@ -17,31 +17,13 @@ from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+CLASS_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a gzip-compressed IDX file of unsigned bytes.
-
-    Args:
-        path: File to read.
-        dimensions: Dimensions the array must have: 1 for labels, 3 for images.
-
-    Returns:
-        The array, of the sizes its header states.
+    """Read a gzip-compressed IDX file of unsigned bytes: labels in 1 dimension, images in 3.
 
     Raises:
         ValueError: If the file is missing, is not gzip, or is not a complete IDX file of that many dimensions.
@@ -65,46 +47,31 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 def first_of_each_class(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.intp]:
     """Find the first `per_class` indices of each class, in ascending order.
 
-    Args:
-        labels: `(N,)`, values from 0 to 9.
-        per_class: Indices wanted of each class.
-
-    Returns:
-        `(10 · per_class,)`.
-
     Raises:
-        ValueError: If a label names no class, or a class has fewer images.
+        ValueError: If a label is not a class, or a class has fewer images.
     """
     if labels.size and labels.max() >= len(CLASS_NAMES):
-        raise ValueError(f"Label {labels.max()} names none of the {len(CLASS_NAMES)} classes: fetch the original file.")
+        raise ValueError(f"label {labels.max()} is not one of the {len(CLASS_NAMES)} classes: fetch the original file.")
     counts = np.bincount(labels, minlength=len(CLASS_NAMES))
     if counts.min() < per_class:
         rarest = CLASS_NAMES[counts.argmin()]
-        raise ValueError(f"Class {rarest!r} has {counts.min()} images and {per_class} are wanted: ask for fewer.")
+        raise ValueError(f"class {rarest!r} has {counts.min()} images, not {per_class}: ask for fewer.")
     chosen = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
     return np.sort(np.concatenate(chosen))
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode a grey image `(H, W)` as PNG."""
+    """Encode a grayscale image `(H, W)` as PNG."""
     buffer = io.BytesIO()
     PILImage.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def build_split(folder: Path, split: str, per_class: int) -> Dataset:
-    """Build one split of the sample, in the original order.
-
-    Args:
-        folder: Folder with the original IDX files.
-        split: `train` or `test`.
-        per_class: Images to take of each class.
-
-    Returns:
-        A data set with the columns `image`, PNG bytes named after the image's index in the original file, and `label`.
+    """Build the split `train` or `test` of the sample in the original order, with images named by their original index.
 
     Raises:
-        ValueError: If the files are missing, damaged, do not belong together, or hold too few images of a class.
+        ValueError: If the IDX files are missing, damaged, do not match, or hold too few images of a class.
     """
     prefix = IDX_PREFIXES[split]
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
@@ -116,7 +83,7 @@ def build_split(folder: Path, split: str, per_class: int) -> Dataset:
         "image": [{"bytes": encode_png(images[index]), "path": f"{index:05d}.png"} for index in indices],
         "label": labels[indices].tolist(),
     }
-    features = Features({"image": Image(), "label": ClassLabel(names=list(CLASS_NAMES))})
+    features = Features({"image": Image(), "label": ClassLabel(names=CLASS_NAMES)})
     return Dataset.from_dict(columns, features=features)
 
 
@@ -133,14 +100,8 @@ def write_parquet(dataset: Dataset, target: Path) -> None:
 def make_sample(idx: Path, out: Path, train_per_class: int = 1000, test_per_class: int = 200) -> None:
     """Write `train.parquet` and `test.parquet` into `out`; the same libraries give the same bytes.
 
-    Args:
-        idx: Folder with the four original IDX files.
-        out: Folder to write to; made if missing.
-        train_per_class: Images to take of each class of the training set.
-        test_per_class: Images to take of each class of the test set.
-
     Raises:
-        ValueError: If the original files cannot be used; nothing is written then.
+        ValueError: If the four original files in `idx` cannot be used; nothing is written then.
     """
     train = build_split(idx, "train", train_per_class)
     test = build_split(idx, "test", test_per_class)
@@ -158,7 +119,7 @@ def positive(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the script; what is wrong with the files or folders ends it with one sentence and exit status 1."""
+    """Run the script; a problem with files or folders ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m scalablevit_pl.data.samples.make_fashion_mnist_sample",
         description="Cut the Fashion-MNIST sample out of the original IDX files.",

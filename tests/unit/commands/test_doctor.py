@@ -97,7 +97,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         (["--data.dataset=photoz"], "images were not checked → unset HF_HUB_OFFLINE"),
         (["--data.dataset=./photoz"], "FAIL data there is no folder './photoz' → check the path"),
         (["--data.val_split=nothing"], "there is no split 'nothing' → choose among"),
-        (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is none of the columns"),
+        (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is not one of the columns"),
         (["--trainer.precision=bf16-mixed"], "warn precision bf16-mixed on cpu may be slower than float32"),
         (["--run", "a/file/run"], "file is a file"),
         (["--trainer.accumulate_grad_batches=7"], "ok plan batch of 28 (4 × 7 accumulated × 1 process(es)), learning"),

@@ -10,16 +10,16 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what `datasets` prepares out of the user's cache."""
+    """Use a temporary cache of prepared data sets instead of the user's."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def make_parquet(tmp_path: Path) -> Callable[..., Path]:
-    """Write a folder with one parquet file of noise per split."""
+    """Return a function that writes a folder with one parquet file of noise per split."""
 
     def make(splits: Mapping[str, int | Sequence[Any]], names: Sequence[str] = ("cat", "dog", "owl")) -> Path:
-        """Take the labels of each split, or their number."""
+        """Write splits of given labels, or of a given number of images."""
         folder = tmp_path / "parquet"
         folder.mkdir()
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
@@ -36,7 +36,7 @@ def make_parquet(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_folders(tmp_path: Path) -> Callable[..., Path]:
-    """Write image files, each of its own colour, below a folder."""
+    """Return a function that writes image files of different colors below a folder."""
 
     def make(*names: str) -> Path:
         folder = tmp_path / "photos"

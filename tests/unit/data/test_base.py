@@ -16,7 +16,7 @@ from PIL import Image
 from segmentation_data import SegmentationDataModule
 
 from scalablevit_pl.data import Augmentation, BaseDataModule, ClassificationDataModule
-from scalablevit_pl.data.images import Sample, Targets
+from scalablevit_pl.data.images import Sample
 from scalablevit_pl.data.samplers import Draw
 from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import UnreadableImageError
@@ -174,7 +174,7 @@ def test_training_is_shuffled_and_leaves_out_an_incomplete_batch(make_parquet: M
 
 
 @pytest.mark.parametrize(("batch_size", "processes", "remedy"), [(9, 1, 8), (5, 2, 4)])
-def test_too_few_training_images_are_refused(
+def test_too_few_training_images_are_rejected(
     batch_size: int, processes: int, remedy: int, make_parquet: MakeFiles
 ) -> None:
     data = make_data(make_parquet({"train": 8, "val": 1}), batch_size=batch_size)
@@ -481,8 +481,8 @@ def test_a_training_batch_is_augmented_after_normalization_by_seeded_draws(
 
 def test_a_datamodule_must_say_what_its_targets_and_transforms_are() -> None:
     class Incomplete(BaseDataModule):
-        def targets(self, splits: datasets.DatasetDict, split: str) -> Targets:
-            return Targets()
+        def targets(self, splits: datasets.DatasetDict, split: str) -> None:
+            return None
 
     with pytest.raises(TypeError, match=r"abstract method.*transform"):
         Incomplete("fashion_mnist_sample", preprocessing=SMALL)
@@ -492,14 +492,14 @@ def test_a_folder_without_parquet_files_is_read_by_the_subclass(make_folders: Ma
     folder = make_folders("pictures/1.png", "pictures/2.png")
 
     class Unlabelled(BaseDataModule):
-        def targets(self, splits: datasets.DatasetDict, split: str) -> Targets:
-            return Targets()
+        def targets(self, splits: datasets.DatasetDict, split: str) -> None:
+            return None
 
         def transform(self, training: bool) -> Callable[..., Sample]:
             return lambda image, _: {"image": SMALL.pixels(image)}
 
     data = Unlabelled(str(folder), preprocessing=SMALL, num_workers=0, batch_size=1, train_split="all")
-    with pytest.raises(ValueError, match=r"photos' holds no parquet files"):
+    with pytest.raises(ValueError, match=r"photos' contains no parquet files"):
         data.setup("fit")
     paths = sorted(map(str, folder.rglob("*.png")))
     features = datasets.Features({"image": datasets.Image()})

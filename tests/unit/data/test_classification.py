@@ -229,7 +229,7 @@ def test_imagenets_classes_get_the_packages_names(make_parquet: MakeFiles) -> No
     assert [label for batch in data.test_dataloader() for label in batch["label"].tolist()] == [517, 1]
 
 
-def test_other_classes_than_imagenets_are_refused(make_parquet: MakeFiles) -> None:
+def test_other_classes_than_imagenets_are_rejected(make_parquet: MakeFiles) -> None:
     with pytest.raises(ValueError, match="3 classes where ImageNet has 1000"):
         make_data(make_parquet({"train": 4}), class_order="imagenet")
 

@@ -20,7 +20,7 @@ def test_columns_are_found_by_their_type() -> None:
     assert find_label_column(features, None) == "kind"
 
 
-def test_a_column_called_label_may_be_of_any_type() -> None:
+def test_a_column_called_label_may_have_any_type() -> None:
     for feature in (TEXT, NUMBER):
         assert find_label_column(datasets.Features({"image": IMAGE, "label": feature, "class": TEXT}), None) == "label"
 
@@ -33,8 +33,8 @@ def test_the_named_column_wins() -> None:
 
 
 @pytest.mark.parametrize(("find", "kind"), [(find_image_column, "image"), (find_label_column, "label")])
-def test_an_unknown_column_is_refused(find: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"{kind}_column 'pic' is none of the columns image, label"):
+def test_an_unknown_column_is_rejected(find: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind}_column 'pic' is not one of the columns image, label"):
         find(datasets.Features({"image": IMAGE, "label": NAMES}), "pic")
 
 
@@ -47,7 +47,7 @@ def test_an_unknown_column_is_refused(find: Any, kind: str) -> None:
         (find_label_column, {"image": IMAGE, "class": TEXT}, r"no label column .* --data.label_column"),
     ],
 )
-def test_an_ambiguous_or_missing_column_is_asked_for(find: Any, columns: dict[str, Any], message: str) -> None:
+def test_an_ambiguous_or_missing_column_must_be_chosen(find: Any, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find(datasets.Features(columns), None)
 
@@ -68,8 +68,8 @@ def test_class_names_are_declared_or_found(labels: list[Any], feature: Any, name
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1.0], [None, None], [0.0]], ids=str)
-def test_labels_of_another_kind_are_refused(labels: list[Any]) -> None:
-    with pytest.raises(ValueError, match="label_column 'label' holds"):
+def test_labels_of_other_types_are_rejected(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match="label_column 'label' contains"):
         find_class_names(datasets.DatasetDict({"train": rows_of(labels)}), "label", "train")
 
 
@@ -94,22 +94,22 @@ def test_labels_become_indices(labels: list[Any], feature: Any) -> None:
     ],
     ids=["minus one", "too large", "no number", "other name", "no name", "hidden label"],
 )
-def test_the_first_row_with_a_wrong_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
-    message = f"the label {label} of row 2 of split 'val' is none of the 2 classes, and so are 2 rows in all"
+def test_the_first_row_with_an_invalid_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
+    message = rf"the label {label} of row 2 of split 'val' is not one of the 2 classes \(2 such rows\)"
     with pytest.raises(ValueError, match=message):
         label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "val")
 
 
-def test_lists_of_labels_are_refused() -> None:
+def test_lists_of_labels_are_rejected() -> None:
     rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
     with pytest.raises(ValueError, match="expected class names or whole numbers"):
         find_class_names(datasets.DatasetDict(train=rows), "label", "train")
 
 
-def test_a_named_column_may_hold_encoded_bytes_but_no_labels() -> None:
+def test_a_named_image_column_may_contain_encoded_bytes_but_not_labels() -> None:
     features = datasets.Features({"image": datasets.Value("binary"), "label": NAMES})
     assert find_image_column(features, "image") == "image"
-    with pytest.raises(ValueError, match=r"'label' holds ClassLabel.* and no images"):
+    with pytest.raises(ValueError, match=r"'label' contains ClassLabel.*, not images"):
         find_image_column(features, "label")
 
 

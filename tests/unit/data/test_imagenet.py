@@ -6,7 +6,7 @@ from scalablevit_pl.data.imagenet import check_imagenet, imagenet_names
 INFO = ImageNetInfo()
 SYNSETS = list(INFO.label_names())
 LEMMAS = [INFO.index_to_description(index) for index in range(1000)]
-# As the data set on the Hub has them: names of a ClassLabel have to differ.
+# Names in the data set on the Hub: those of a ClassLabel must differ.
 HUB = [*LEMMAS[:517], "crane2", *LEMMAS[518:]]
 
 
@@ -40,13 +40,13 @@ def test_every_spelling_becomes_the_same_names(names: list[str]) -> None:
 
 @pytest.mark.parametrize("names", [SYNSETS, LEMMAS, HUB], ids=["synsets", "timm", "hub"])
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (638, 639), (836, 837), (998, 999)])
-def test_two_classes_in_each_others_places_are_found(names: list[str], one: int, other: int) -> None:
+def test_two_swapped_classes_are_found(names: list[str], one: int, other: int) -> None:
     with pytest.raises(ValueError, match=f"class {one} of the data is .* where ImageNet has .*{SYNSETS[one]}"):
         check_imagenet(swapped(names, one, other))
 
 
 @pytest.mark.parametrize("names", [SYNSETS, HUB], ids=["synsets", "hub"])
-def test_the_two_cranes_are_told_apart(names: list[str]) -> None:
+def test_the_two_cranes_are_distinguished(names: list[str]) -> None:
     with pytest.raises(ValueError, match="class 134 of the data"):
         check_imagenet(swapped(names, 134, 517))
 
@@ -65,7 +65,7 @@ def test_the_two_cranes_are_told_apart(names: list[str]) -> None:
     ],
     ids=["one missing", "numbers", "pets", "alphabetical", "half unknown"],
 )
-def test_other_classes_are_refused(names: list[str], message: str) -> None:
+def test_other_classes_are_rejected(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         check_imagenet(names)
     assert "--data.class_order null" in str(caught.value)

@@ -16,7 +16,7 @@ def files(split: datasets.Dataset) -> list[tuple[str, str]]:
     return [(split.features["label"].names[row["label"]], Path(row["image"]["path"]).name) for row in rows]
 
 
-def test_the_sample_is_known_by_its_name() -> None:
+def test_the_shipped_sample_is_found_by_name() -> None:
     splits = load_splits("fashion_mnist_sample")
     assert {name: len(split) for name, split in splits.items()} == {"train": 10_000, "test": 2_000}
     assert splits["train"].features["label"].names[9] == "Ankle boot"
@@ -28,14 +28,14 @@ def test_parquet_files_are_splits(make_parquet: MakeFiles) -> None:
     assert splits["validation"]["label"][:] == [0, 1, 2, 0]
 
 
-def test_class_folders_are_one_training_split_whatever_the_files_are_called(make_folders: MakeFiles) -> None:
+def test_class_folders_are_a_training_split_whatever_the_names_of_files(make_folders: MakeFiles) -> None:
     names = ["cat/test_1.jpg", "cat/train_2.jpg", "dog/A.JPG", "dog/validation.png", "dog/b c.webp"]
     splits = load_splits(str(make_folders(*names)))
     assert list(splits) == ["train"]
     assert sorted(files(splits["train"])) == sorted(tuple(name.split("/")) for name in names)
 
 
-def test_a_single_class_is_a_class(make_folders: MakeFiles) -> None:
+def test_a_single_class_folder_is_loaded(make_folders: MakeFiles) -> None:
     splits = load_splits(str(make_folders("cat/1.jpg", "cat/2.jpg")))
     assert files(splits["train"]) == [("cat", "1.jpg"), ("cat", "2.jpg")]
 
@@ -71,7 +71,7 @@ def test_file_names_are_not_read_as_patterns(make_folders: MakeFiles) -> None:
 
 
 @pytest.mark.parametrize("name", [".cache/table.parquet", "cat/table.parquet"])
-def test_class_folders_stay_what_they_are_beside_a_table(name: str, make_folders: MakeFiles) -> None:
+def test_a_parquet_file_among_class_folders_is_ignored(name: str, make_folders: MakeFiles) -> None:
     folder = make_folders("cat/test_1.jpg", "cat/train_2.jpg", "dog/3.jpg")
     (folder / name).parent.mkdir(exist_ok=True)
     datasets.Dataset.from_dict({"label": [0]}).to_parquet(str(folder / name))
@@ -84,23 +84,23 @@ def test_the_home_folder_may_be_abbreviated(make_folders: MakeFiles, monkeypatch
     assert len(load_splits("~/pets")["train"]) == 2
 
 
-def test_split_folders_beside_class_folders_are_refused(make_folders: MakeFiles) -> None:
+def test_split_folders_beside_class_folders_are_rejected(make_folders: MakeFiles) -> None:
     folder = make_folders("train/cat/1.jpg", "val/cat/2.jpg", "dog/3.jpg", "owl/4.jpg")
-    with pytest.raises(ValueError, match=r"holds splits \(train, val\) beside other folders \(dog, owl\)"):
+    with pytest.raises(ValueError, match=r"contains split folders \(train, val\) beside other folders \(dog, owl\)"):
         load_splits(str(folder))
 
 
 @pytest.mark.parametrize("names", [[], ["1.jpg"], ["train/1.jpg"], [".hidden/1.jpg"]], ids=str)
-def test_a_folder_without_class_folders_is_refused(names: list[str], make_folders: MakeFiles) -> None:
+def test_a_folder_without_class_folders_is_rejected(names: list[str], make_folders: MakeFiles) -> None:
     folder = make_folders(*names)
-    with pytest.raises(ValueError, match=f"{re.escape(str(folder))}.*neither parquet files nor class folders"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))}.*contains neither parquet files nor class folders"):
         load_splits(str(folder))
 
 
 def test_an_empty_split_folder_is_named(make_folders: MakeFiles) -> None:
     folder = make_folders("train/cat/1.jpg")
     (folder / "test" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"photos/test' holds neither"):
+    with pytest.raises(ValueError, match=r"photos/test' contains neither"):
         load_splits(str(folder))
 
 
@@ -111,7 +111,7 @@ def test_a_missing_folder_is_named_without_asking_the_hub(name: str, monkeypatch
         load_splits(name)
 
 
-def test_a_file_is_refused(make_folders: MakeFiles) -> None:
+def test_a_file_is_rejected(make_folders: MakeFiles) -> None:
     with pytest.raises(ValueError, match=r"1\.jpg' is a file: give the folder"):
         load_splits(str(make_folders("cat/1.jpg") / "cat" / "1.jpg"))
 
@@ -133,11 +133,11 @@ def test_a_class_folder_without_images_is_named(make_folders: MakeFiles) -> None
     folder = make_folders("cat/1.jpg", "dog/2.jpg")
     (folder / "owl").mkdir()
     (folder / "owl" / "notes.txt").write_text("none yet")
-    with pytest.raises(ValueError, match=r"class folder\(s\) owl .* hold no image"):
+    with pytest.raises(ValueError, match=r"class folders owl in .* are empty"):
         load_splits(str(folder))
 
 
-def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ValueError, match=f"cannot read the parquet files in '{re.escape(str(tmp_path))}'"):
         load_splits(str(tmp_path))
@@ -151,14 +151,14 @@ def write_rows(path: Path, names: list[str], labels: list[int]) -> None:
     )
 
 
-def test_splits_that_declare_other_classes_are_refused(tmp_path: Path) -> None:
+def test_splits_that_declare_different_classes_are_rejected(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.parquet", ["a", "b"], [0, 1])
     write_rows(tmp_path / "test.parquet", ["b", "a"], [0, 1])
     with pytest.raises(ValueError, match=r"train\.parquet and test\.parquet declare different classes in .*'label'"):
         load_splits(str(tmp_path))
 
 
-def test_a_data_card_has_no_say_in_what_is_loaded(tmp_path: Path) -> None:
+def test_a_data_card_cannot_change_what_is_loaded(tmp_path: Path) -> None:
     write_rows(tmp_path / "data/train.parquet", ["a", "b"], [0, 1])
     write_rows(tmp_path / "elsewhere/train.parquet", ["a", "b"], [1])
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path}/elsewhere/*.parquet\n---\n"
@@ -184,5 +184,5 @@ def test_names_of_parquet_files_are_not_read_as_patterns(tmp_path: Path) -> None
         ("contest.parquet", "train"),
     ],
 )
-def test_a_parquet_file_tells_its_split(path: str, split: str) -> None:
+def test_the_path_of_a_parquet_file_names_its_split(path: str, split: str) -> None:
     assert _split_of(Path(path)) == split

@@ -103,7 +103,7 @@ def test_a_stream_starts_with_the_epoch_of_a_checkpoint(folder: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(expected, [batch["image"] for batch in loader], strict=True))
 
 
-def test_files_that_cannot_be_distributed_evenly_are_refused(folder: Path) -> None:
+def test_files_that_cannot_be_distributed_evenly_are_rejected(folder: Path) -> None:
     message = r"6 parquet files of split 'train' .* 2 process\(es\) × 2 worker\(s\): .*--data.num_workers"
     with pytest.raises(ValueError, match=message):
         make_stream(folder, make_trainer(2), num_workers=2)
@@ -119,12 +119,12 @@ def test_files_that_cannot_be_distributed_evenly_are_refused(folder: Path) -> No
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
     ],
 )
-def test_data_that_cannot_be_streamed_is_refused(arguments: dict[str, Any], message: str, folder: Path) -> None:
+def test_data_that_cannot_be_streamed_is_rejected(arguments: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
         make_stream(folder, make_trainer(), **arguments)
 
 
-def test_other_classes_than_those_of_the_validation_split_are_refused(folder: Path) -> None:
+def test_other_classes_than_those_of_the_validation_split_are_rejected(folder: Path) -> None:
     write(folder / "train-00003-of-00006.parquet", range(8), ("dog", "cat"))
     with pytest.raises(ValueError, match=r"train-00003-of-00006\.parquet' declares other values in the column 'label'"):
         make_stream(folder, make_trainer())

@@ -33,7 +33,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def assert_equal_but_for_the_patch(ours: Tensor, theirs: Tensor, patch: Tensor, normalized: Preprocessing) -> None:
-    """Compare bytes and the patch drawn after them with what timm makes: normalized, noise in the patch."""
+    """Compare bytes and the patch drawn after them with timm's normalized image, which has noise in the patch."""
     assert ours.dtype == torch.uint8
     top, left, height, width, _ = patch.tolist()
     expected = normalized.normalize(ours)
@@ -46,20 +46,20 @@ def assert_equal_but_for_the_patch(ours: Tensor, theirs: Tensor, patch: Tensor, 
 
 
 def mixed(augmentation: Augmentation, batch: int, value: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return images and labels (a class for each), and what they are mixed to."""
+    """Return images and labels (one class each), and their mixtures."""
     images, labels = torch.rand(batch, 3, 12, 16), torch.arange(batch)
     seed(value)
     return images, labels, *BatchMix(augmentation, CLASSES)(images.clone(), labels)
 
 
 def partners(soft_label: Tensor, own: int) -> tuple[float, int]:
-    """Read off a soft label the weight of the image itself, and which other one it is mixed with."""
+    """Return the weight of the image itself in a soft label, and the other image it is mixed with."""
     others = [index for index in soft_label.nonzero().flatten().tolist() if index != own]
     assert len(others) <= 1
     return soft_label[own].item(), (others or [own])[0]
 
 
-def test_the_defaults_are_the_recipe_of_deit() -> None:
+def test_the_defaults_are_the_deit_recipe() -> None:
     default = Augmentation()
     assert (default.mixup, default.cutmix, default.mix_prob, default.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     image = noise(70, 50)
@@ -118,13 +118,13 @@ def test_the_transform_is_timms(augmentation: Augmentation) -> None:
         assert torch.equal(reference_transform(preprocessing, augmentation)(image), expected)
 
 
-def test_patches_are_as_often_and_as_large_as_timms_and_their_noise_is_normal() -> None:
+def test_patches_have_timms_frequency_and_size_and_normal_noise() -> None:
     draw = PatchDraw(0.25, 64)
     seed(0)
     patches = torch.stack([draw() for _ in range(4000)])
     filled = patches[patches[:, 2] > 0]
     assert len(filled) / 4000 == pytest.approx(0.25, abs=0.03)
-    assert len(filled[:, 4].unique()) == len(filled)  # seeds of noise that no two patches share
+    assert len(filled[:, 4].unique()) == len(filled)  # no two patches share the seed of their noise
     areas = filled[:, 2] * filled[:, 3] / 64**2
     assert 0.015 < areas.min() < 0.03
     assert 0.3 < areas.max() < 0.35
@@ -139,7 +139,7 @@ def test_patches_are_as_often_and_as_large_as_timms_and_their_noise_is_normal() 
     assert torch.equal(again[0], images[7])
 
 
-def test_without_any_variation_the_whole_image_is_seen() -> None:
+def test_without_variation_the_whole_image_is_used() -> None:
     still = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, None, 0.0)
     image, preprocessing = noise(24, 24), Preprocessing(24, 1.0)
     pixels = train_transform(preprocessing, still)(image)
@@ -149,7 +149,7 @@ def test_without_any_variation_the_whole_image_is_seen() -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 9])
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_batches_of_any_size_keep_it_and_labels_sum_to_one(batch: int, mixup: float, cutmix: float) -> None:
+def test_mixing_keeps_the_batch_size_and_labels_sum_to_one(batch: int, mixup: float, cutmix: float) -> None:
     for value in range(5):
         images, labels, new_images, soft_labels = mixed(Augmentation(mixup=mixup, cutmix=cutmix), batch, value)
         assert new_images.shape == images.shape
@@ -160,7 +160,7 @@ def test_batches_of_any_size_keep_it_and_labels_sum_to_one(batch: int, mixup: fl
 
 
 @pytest.mark.parametrize("batch", [1, 6, 7])
-def test_mixup_mixes_images_as_it_mixes_labels(batch: int) -> None:
+def test_mixup_mixes_images_and_labels_with_the_same_weights(batch: int) -> None:
     shares = []
     for value in range(10):
         images, labels, new_images, soft_labels = mixed(Augmentation(mixup=0.8, cutmix=0.0), batch, value)
@@ -173,7 +173,7 @@ def test_mixup_mixes_images_as_it_mixes_labels(batch: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [6, 7])
-def test_cutmix_pastes_the_share_that_the_labels_say(batch: int) -> None:
+def test_cutmix_pastes_the_share_stated_by_the_labels(batch: int) -> None:
     shares = []
     for value in range(10):
         images, labels, new_images, soft_labels = mixed(Augmentation(mixup=0.0, cutmix=1.0), batch, value)
@@ -194,7 +194,7 @@ def test_cutmix_pastes_the_share_that_the_labels_say(batch: int) -> None:
         (Augmentation(mix_prob=1.0), False),
     ],
 )
-def test_mix_prob_says_how_often_a_batch_is_mixed(augmentation: Augmentation, kept: bool) -> None:
+def test_mix_prob_is_the_probability_of_mixing_a_batch(augmentation: Augmentation, kept: bool) -> None:
     images, labels, new_images, soft_labels = mixed(augmentation, 6)
     assert torch.equal(images, new_images) is kept
     assert torch.equal(soft_labels, torch.nn.functional.one_hot(labels, CLASSES).float()) is kept
@@ -223,13 +223,13 @@ def test_switch_prob_chooses_between_mixup_and_cutmix(switch_prob: float, is_cut
     ],
     ids=str,
 )
-def test_values_out_of_range_are_named(values: dict[str, Any]) -> None:
+def test_values_out_of_range_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Augmentation(**values)
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-n3-mstd0.5-inc1", "rand-m10", "original", "originalr", "augmix-m10"])
-def test_no_level_of_a_policy_is_too_strong(policy: str) -> None:
+def test_every_level_of_a_policy_works(policy: str) -> None:
     transform = train_transform(Preprocessing(16, 1.0), Augmentation(auto_augment=policy, random_erasing=0.0))
     image = noise(20, 20)
     for value in range(300):
@@ -247,7 +247,7 @@ def test_posterizing_keeps_the_upper_bits(bits: int) -> None:
     assert np.array_equal(kept, np.asarray(image) & (256 - 2 ** (8 - bits)))
 
 
-def test_noise_of_each_channel_fills_the_patch_and_nothing_else() -> None:
+def test_erasing_fills_only_the_patch_with_noise_of_each_channel() -> None:
     patches = [[2, 3, 4, 6, 11], [0] * 5, [0, 7, 9, 5, 12]]
     images = torch.full((3, 3, 9, 12), 5.0)
     erase(images, torch.tensor(patches))

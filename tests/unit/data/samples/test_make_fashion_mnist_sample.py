@@ -93,16 +93,16 @@ def test_sample_is_balanced(sample: DatasetDict) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_sample_images_are_grey_png_of_28_by_28(sample: DatasetDict, split: str) -> None:
+def test_sample_images_are_grayscale_png_of_28_by_28(sample: DatasetDict, split: str) -> None:
     assert {(image.format, image.mode, image.size) for image in sample[split]["image"]} == {("PNG", "L", (28, 28))}
 
 
-def test_sample_stays_small_and_carries_its_licence() -> None:
+def test_sample_is_small_and_includes_its_license() -> None:
     assert sum(path.stat().st_size for path in SAMPLE.iterdir()) < 7_000_000
     assert "2017 Zalando SE" in (SAMPLE / "LICENSE").read_text(encoding="utf-8")
 
 
-def test_sample_is_the_original(sample: DatasetDict) -> None:
+def test_sample_equals_the_original(sample: DatasetDict) -> None:
     if not ORIGINAL.is_dir():
         pytest.skip("the original Fashion-MNIST files (Debian package dataset-fashion-mnist) are not installed")
     for split, count in (("train", 1000), ("test", 200)):
@@ -156,10 +156,10 @@ def test_script_explains_a_missing_file_in_one_sentence(idx: Path, tmp_path: Pat
             "holds 39 bytes of data where its header states 40",
         ),
         (lambda labels: pack_idx(np.zeros(41, np.uint8)), "holds 40 t10k images and 41 labels"),
-        (lambda labels: pack_idx(np.arange(40, dtype=np.uint8) % 11), "Label 10 names none of the 10 classes"),
+        (lambda labels: pack_idx(np.arange(40, dtype=np.uint8) % 11), "label 10 is not one of the 10 classes"),
         (
             lambda labels: pack_idx(np.arange(40, dtype=np.uint8) % 9),
-            "Class 'Ankle boot' has 0 images and 2 are wanted",
+            "class 'Ankle boot' has 0 images, not 2",
         ),
     ],
     ids=[
@@ -173,7 +173,7 @@ def test_script_explains_a_missing_file_in_one_sentence(idx: Path, tmp_path: Pat
         "rare class",
     ],
 )
-def test_bad_labels_are_refused_before_anything_is_written(
+def test_invalid_labels_are_rejected_before_anything_is_written(
     idx: Path, tmp_path: Path, damage: Callable[[bytes], bytes], sentence: str
 ) -> None:
     labels = idx / "t10k-labels-idx1-ubyte.gz"
