@@ -190,5 +190,13 @@ def test_the_layout_names_every_part_of_the_package() -> None:
     assert [name for name in names if f"`{name}" not in text] == []
 
 
+def test_the_layout_names_only_modules_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for folder, content in re.findall(r"^\| `(\w+)/` \| (.*) \|$", text, re.MULTILINE):
+        place = next(path for path in (ROOT / "scalablevit_pl" / folder, ROOT / folder) if path.is_dir())
+        for name in re.findall(r"`([a-z_]+)/?`", content):
+            assert (place / name).is_dir() or (place / f"{name}.py").is_file(), f"{folder}/{name}"
+
+
 def test_the_help_lists_every_command() -> None:
     assert [command for command in list_pages() if not re.search(rf"^  {command} ", read_page(), re.MULTILINE)] == []
