@@ -22,19 +22,20 @@ def push_folder(options: list[str]) -> None:
     parser.add_argument("--license")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.read(options)
-    chosen = {
-        "check": check_folder,
-        "private": arguments.private,
-        "revision": arguments.revision,
-        "license": arguments.license,
-    }
+    plan = plan_push(
+        arguments.folder,
+        arguments.repository,
+        check=check_folder,
+        private=arguments.private,
+        branch=arguments.revision,
+        license=arguments.license,
+    )
     if arguments.dry_run:
-        plan = plan_push(arguments.folder, arguments.repository, **chosen)
         made = "" if plan.exists else f", a new {'private ' if arguments.private else ''}repository"
         lines = [f"would push to {plan.repository}, branch {plan.branch}{made}:"]
         lines += [f"  {name:<24} {size:>14,} bytes" for name, size in plan.files.items()]
         lines += [f"  {name:<24} is omitted" for name in plan.left_out]
         sys.stdout.write("\n".join(lines) + "\n")
         return
-    pushed = push(arguments.folder, arguments.repository, **chosen)
+    pushed = push(plan)
     sys.stdout.write(f"{repository_url(pushed.repository)}\ncommit {pushed.commit}\n")

@@ -177,20 +177,14 @@ class PretrainedNetwork(nn.Module):
         """
         import tempfile
 
-        from scalablevit_pl.weights.hub import push, repository_url
+        from scalablevit_pl.weights.hub import plan_push, push, repository_url
 
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")
             self.save_pretrained(folder, license=license)
-            pushed = push(
-                folder,
-                repo_id,
-                check=type(self).from_pretrained,
-                private=private,
-                revision=branch,
-                token=token,
-                commit_message=commit_message,
-            )
+            check = type(self).from_pretrained
+            plan = plan_push(folder, repo_id, check=check, private=private, branch=branch, token=token)
+            pushed = push(plan, commit_message)
         return f"{repository_url(pushed.repository)}/commit/{pushed.commit}"
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

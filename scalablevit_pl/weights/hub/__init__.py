@@ -3,12 +3,11 @@
 from scalablevit_pl.weights.hub.cache import checksum
 from scalablevit_pl.weights.hub.client import HubError, is_repository, is_shared, repository_url
 from scalablevit_pl.weights.hub.download import FetchOptions, Snapshot, fetch, locate
-from scalablevit_pl.weights.hub.upload import PushOptions, PushPlan, plan_push, push
+from scalablevit_pl.weights.hub.upload import PushPlan, plan_push, push
 
 __all__ = [
     "FetchOptions",
     "HubError",
-    "PushOptions",
     "PushPlan",
     "Snapshot",
     "checksum",

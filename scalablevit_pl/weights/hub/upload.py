@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_session
@@ -29,64 +29,62 @@ LOADING = re.compile(r'from_pretrained\("[^"]*"\)  # this folder')
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
-class PushOptions(TypedDict, total=False):
-    """Arguments of `plan_push`.
-
-    Attributes:
-        check: Load the folder strictly; any error it raises ends the push.
-        private: Whether a new repository is private, by default as its owner's settings say. An existing public one is
-            refused if this is True.
-        revision: Branch to push to, created if missing; by default the main branch.
-        token: Access token; by default the one that `hf auth login` has stored.
-        license: Licence under which the model is shared, instead of the one in the folder's card.
-    """
-
-    check: Required[Callable[[Path], object]]
-    private: bool | None
-    revision: str | None
-    token: Token
-    license: str | None
-
-
 @dataclass(frozen=True)
 class PushPlan:
     """The effect of a push, after every check that is possible beforehand.
 
     Attributes:
+        folder: The model's folder.
         repository: `owner/name`.
         branch: Branch of the commit.
         exists: Whether the repository exists.
+        private: Whether a new repository is private, or None for the owner's default.
         files: Names of the files to upload, with their sizes in bytes.
         left_out: Names in the folder that are not uploaded.
         card: Text of `README.md` in the commit: the folder's, with the repository's name and the licence.
     """
 
+    folder: Path
     repository: str
     branch: str
     exists: bool
+    private: bool | None
     files: dict[str, int]
     left_out: list[str]
     card: str
+    api: HfApi = field(repr=False, compare=False)  # holds the token
 
 
-def plan_push(folder: str | Path, repository: str, **options: Unpack[PushOptions]) -> PushPlan:
+def plan_push(
+    folder: str | Path,
+    repository: str,
+    *,
+    check: Callable[[Path], object],
+    private: bool | None = None,
+    branch: str | None = None,
+    token: Token = None,
+    license: str | None = None,  # noqa: A002
+) -> PushPlan:
     """Check everything that could make a push fail or be regretted, without changing anything.
 
-    The folder must load strictly, its card must state a licence that allows sharing, and the token must be allowed to
-    write to the repository.
+    The card must state a licence that allows sharing, and the token must be allowed to write to the repository.
 
     Args:
         folder: A model's folder.
         repository: `owner/name`, or a name below the owner of the token.
-        **options: See `PushOptions`.
+        check: Load the folder strictly; an error that it raises is passed on.
+        private: Whether a new repository is private, by default as its owner's settings say. An existing public one is
+            refused if this is True.
+        branch: Branch to push to, by default the main one.
+        token: Access token; by default the one that `hf auth login` has stored.
+        license: Licence under which the model is shared, instead of the one in the folder's card.
 
     Raises:
         HubError: If something is missing or not allowed.
-        ValueError: If the folder does not load.
     """
-    folder, branch = Path(folder), options.get("revision") or constants.DEFAULT_REVISION
-    options["check"](folder)
-    card = _read_card(folder, options.get("license"))
+    folder, branch, api = Path(folder), branch or constants.DEFAULT_REVISION, HfApi(token=token)
+    check(folder)
+    card = _read_card(folder, license)
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
@@ -95,50 +93,37 @@ def plan_push(folder: str | Path, repository: str, **options: Unpack[PushOptions
         raise HubError(f"{branch!r} is a commit, and a push needs a branch: give the name of one")
     sizes = {name: (folder / name).stat().st_size for name in names if is_shared(name) and (folder / name).is_file()}
     with hub_errors(repository):
-        repository = _writable_repository(repository, options.get("token"))
-        exists = _exists(repository, options.get("token"), options.get("private"))
+        repository = _writable_repository(api, repository)
+        exists = _exists(api, repository, private)
         card = LOADING.sub(f'from_pretrained("{repository}")', card)
         retry(lambda: _validate(card))
     left_out = [name for name in names if name not in sizes]
-    return PushPlan(repository, branch, exists, sizes | {CARD: len(card.encode())}, left_out, card)
+    sizes[CARD] = len(card.encode())
+    return PushPlan(folder, repository, branch, exists, private, sizes, left_out, card, api)
 
 
-def push(
-    folder: str | Path,
-    repository: str,
-    *,
-    commit_message: str = "Upload a model with scalablevit_pl",
-    **options: Unpack[PushOptions],
-) -> Snapshot:
-    """Upload a model's folder as one commit, after the checks of `plan_push`. It is safe to repeat a push.
-
-    Args:
-        folder: A model's folder.
-        repository: `owner/name`, or a name below the owner of the token. It is created if it does not exist.
-        commit_message: Title of the commit.
-        **options: See `PushOptions`.
+def push(plan: PushPlan, commit_message: str = "Upload a model with scalablevit_pl") -> Snapshot:
+    """Upload the files of a plan as one commit. A missing repository or branch is created; a push can be repeated.
 
     Returns:
         The folder, with the commit and the sha256 of each file in it.
 
     Raises:
-        HubError: If a check fails or the Hub refuses the files. Then nothing is committed.
-        ValueError: If the folder does not load.
+        HubError: If the Hub refuses the files. Then nothing is committed.
     """
-    plan, api = plan_push(folder, repository, **options), HfApi(token=options.get("token"))
-    contents = {name: plan.card.encode() if name == CARD else Path(folder, name) for name in plan.files}
+    contents = {name: plan.card.encode() if name == CARD else plan.folder / name for name in plan.files}
 
     def commit() -> Snapshot:
         additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
-        made = api.create_commit(plan.repository, additions, commit_message=commit_message, revision=plan.branch)
+        made = plan.api.create_commit(plan.repository, additions, commit_message=commit_message, revision=plan.branch)
         digests = {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
-        return Snapshot(plan.repository, Path(folder), str(made.oid), digests)
+        return Snapshot(plan.repository, plan.folder, str(made.oid), digests)
 
     with hub_errors(plan.repository, plan.branch):
         if not plan.exists:
-            retry(lambda: api.create_repo(plan.repository, private=options.get("private"), exist_ok=True))
+            retry(lambda: plan.api.create_repo(plan.repository, private=plan.private, exist_ok=True))
         if plan.branch != constants.DEFAULT_REVISION:
-            retry(lambda: api.create_branch(plan.repository, branch=plan.branch, exist_ok=True))
+            retry(lambda: plan.api.create_branch(plan.repository, branch=plan.branch, exist_ok=True))
     try:
         with hub_errors(plan.repository, plan.branch):
             return retry(commit)  # the client skips unchanged files, so a commit whose answer was lost is found
@@ -178,11 +163,11 @@ def _validate(card: str) -> None:
     response.raise_for_status()
 
 
-def _writable_repository(repository: str, token: Token) -> str:
+def _writable_repository(api: HfApi, repository: str) -> str:
     """Return the full name of a repository, after checking that the token may write to its owner's repositories."""
     if not is_repository(repository) and not is_repository(f"x/{repository}"):
         raise HubError(f"{repository!r} is not a valid repository name: give owner/name")
-    me: dict[str, Any] = retry(lambda: HfApi(token=token).whoami())
+    me: dict[str, Any] = retry(api.whoami)
     owner, _, name = repository.rpartition("/")
     owner = owner or me["name"]
     organizations = [one["name"] for one in me.get("orgs") or [] if one.get("roleInOrg") != "read"]
@@ -197,10 +182,10 @@ def _writable_repository(repository: str, token: Token) -> str:
     return f"{owner}/{name}"
 
 
-def _exists(repository: str, token: Token, private: bool | None) -> bool:
+def _exists(api: HfApi, repository: str, private: bool | None) -> bool:
     """Return whether a repository exists; refuse a public one if a private one is wanted."""
     try:
-        info = retry(lambda: HfApi(token=token).model_info(repository))
+        info = retry(lambda: api.model_info(repository))
     except RepositoryNotFoundError:
         return False
     if private and not info.private:

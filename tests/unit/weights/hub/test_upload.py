@@ -15,13 +15,16 @@ from scalablevit_pl import from_pretrained
 from scalablevit_pl.models.factory import check_folder
 from scalablevit_pl.weights import hub as package
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS
-from scalablevit_pl.weights.hub import client
+from scalablevit_pl.weights.hub import Snapshot, client
 
 LIMIT = 180.0  # seconds that the documentation states
 SILENCE = client.SILENCE
 
 plan_push = partial(package.plan_push, check=check_folder, token="hf_ada")
-push = partial(package.push, check=check_folder, token="hf_ada")
+
+
+def push(folder: Path, repository: str, message: str = "Upload", **options: Any) -> Snapshot:
+    return package.push(plan_push(folder, repository, **options), message)
 
 
 def change_card(old: str, new: str) -> Callable[[Path], None]:
@@ -48,7 +51,7 @@ def sent(hub: HubServer) -> list[str]:
 @pytest.mark.parametrize(("mode", "revision"), [("auto", None), ("regular", "try/one")])
 def test_a_pushed_model_is_fetched(hub: HubServer, models: list[Path], mode: Any, revision: str | None) -> None:
     hub.upload_mode = mode
-    pushed = push(models[0], REPO, revision=revision)
+    pushed = push(models[0], REPO, branch=revision)
     assert hub.commits(REPO, revision or "main")[0] == pushed.commit
     assert len(hub.commits(REPO, revision or "main")) == 2
     assert bool(hub.lines("PUT /cdn/")) == (mode == "auto")
@@ -104,7 +107,7 @@ def test_only_shared_files_are_uploaded(hub: HubServer, folder: Path, models: li
 @pytest.mark.parametrize("mode", ["auto", "regular"])
 def test_a_repeated_push_makes_no_second_commit(hub: HubServer, folder: Path, models: list[Path], mode: Any) -> None:
     hub.upload_mode = mode
-    first = push(folder, REPO, commit_message="The first")
+    first = push(folder, REPO, message="The first")
     assert [first.commit, len(hub.commits(REPO))] == [hub.commits(REPO)[0], 2]
     assert hub.repos[REPO].at("main").message == "The first"
     assert push(folder, REPO) == first
@@ -117,10 +120,10 @@ def test_a_repeated_push_makes_no_second_commit(hub: HubServer, folder: Path, mo
 
 def test_a_push_to_a_branch_leaves_the_main_one(hub: HubServer, repo: str, models: list[Path]) -> None:
     before = hub.commits(repo)
-    pushed = push(models[1], repo, revision="try/one")
+    pushed = push(models[1], repo, branch="try/one")
     assert hub.commits(repo) == before
     assert hub.commits(repo, "try/one") == [pushed.commit, *before]
-    assert push(models[1], repo, revision="try/one").commit == pushed.commit
+    assert push(models[1], repo, branch="try/one").commit == pushed.commit
 
 
 @pytest.mark.parametrize("private", [True, False, None])
@@ -165,7 +168,7 @@ def add_file(name: str) -> Callable[[Path], None]:
         (None, {"repository": "a/b/c"}, ["'a/b/c'", "owner/name"]),
         (None, {"repository": "ada/vi--t"}, ["'ada/vi--t'", "owner/name"]),
         (None, {"repository": ""}, ["''", "owner/name"]),
-        (None, {"revision": "0" * 40}, ["is a commit", "needs a branch"]),
+        (None, {"branch": "0" * 40}, ["is a commit", "needs a branch"]),
         (lambda folder: (folder / CARD).unlink(), {}, [CARD, "export the model again"]),
         (change_card("license: mit", "license: other"), {}, ["'other'", "--license"]),
         (change_card("license: mit", "license: unknown"), {}, ["'unknown'", "--license"]),
@@ -228,11 +231,12 @@ def test_a_plan_names_files_and_repository(hub: HubServer, folder: Path) -> None
     (folder / "picture.png").write_bytes(b"12345")
     (folder / "sub").mkdir()
     plan = plan_push(folder, "vit")
+    assert "hf_ada" not in repr(plan)
     assert [plan.repository, plan.branch, plan.exists, plan.left_out] == [REPO, "main", False, ["sub"]]
     assert plan.files == {name: len(data) for name, data in as_committed(folder).items()}
     assert plan.card.encode() == as_committed(folder)[CARD]
     hub.add_repo("lab/vit", private=True)
-    assert plan_push(folder, "lab/vit", revision="try").exists
+    assert plan_push(folder, "lab/vit", branch="try").exists
 
 
 # Interruptions
@@ -245,7 +249,7 @@ def test_a_commit_whose_answer_is_lost_is_found(
 ) -> None:
     hub.upload_mode = mode
     hub.fault("lose", "POST .*/commit/")
-    pushed = push(models[1], repo, revision=branch, license="apache-2.0")  # not the licence in the folder
+    pushed = push(models[1], repo, branch=branch, license="apache-2.0")  # not the licence in the folder
     history = hub.commits(repo, branch or "main")
     assert [pushed.commit, len(history)] == [history[0], 3]
     committed = hub.files(repo, pushed.commit)
@@ -277,7 +281,7 @@ def test_a_transient_failure_is_retried(
     hub: HubServer, models: list[Path], kind: Any, match: str, options: Any
 ) -> None:
     hub.fault(kind, match, **options)
-    pushed = push(models[0], REPO, revision="try", private=True)
+    pushed = push(models[0], REPO, branch="try", private=True)
     assert sum(fault.times for fault in hub.faults) == 0
     assert hub.commits(REPO, "try")[0] == pushed.commit
     assert len(hub.commits(REPO, "try")) == 2
