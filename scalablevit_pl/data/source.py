@@ -200,7 +200,7 @@ def load_class_folders(folder: Path) -> datasets.DatasetDict:
     The classes are those of all splits, sorted by name. Hidden files and folders are skipped.
 
     Raises:
-        ValueError: If there are no class folders, one of them contains no image, or they lie beside split folders.
+        ValueError: If there are no class folders, one of them contains no image, or they are next to split folders.
     """
     roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
     others = [path.name for path in _subfolders(folder) if path not in roots.values()]
