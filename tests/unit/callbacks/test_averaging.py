@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.tasks import ClassificationTask
-from unit.tasks.test_classification import calibration_error
+from small_tasks import calibration_error
 
 CLASSES = 3
 

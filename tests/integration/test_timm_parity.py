@@ -1,4 +1,4 @@
-"""The recipe's steps against the same ones made of timm's and torch's own parts."""
+"""Steps of the recipe against the same steps with the parts of timm and torch."""
 
 import copy
 import random
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_tasks import CLASSES, QUIET, swin, twins
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_weight_decay
@@ -25,10 +26,6 @@ from scalablevit_pl.models import create_model
 from scalablevit_pl.optim import WarmupCosineSchedule
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.tasks import ClassificationTask
-from unit.tasks.test_options import swin, twins
-
-CLASSES = 7
-QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
 
 def seed(number: int) -> None:
@@ -90,7 +87,7 @@ class Batches(pl.LightningDataModule):
 
 
 def drop_the_same_paths(network: nn.Module) -> None:
-    """Let drop path draw the same numbers in the same forward pass, whatever was drawn before it."""
+    """Make drop path draw the same numbers in the same forward pass, whatever was drawn before."""
     network.passes = 0
 
     def start(module: nn.Module, inputs: Any) -> None:
@@ -109,7 +106,7 @@ class Losses(pl.Callback):
 
 
 class StopAfter(pl.Callback):
-    """End a training early, while its schedule is that of all its steps."""
+    """End a training early; its schedule is that of all its steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -119,7 +116,7 @@ class StopAfter(pl.Callback):
 
 
 def timm_steps(network: nn.Module, steps: int, warm_up: int, dtype: torch.dtype) -> list[float]:
-    """Train with timm's parts, under the recipe's values for a batch of 4, and return the losses."""
+    """Train with timm's parts and the recipe's values for a batch of 4, and return the losses."""
     base = 5e-3 * 4 / 8
     listed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
     groups = param_groups_weight_decay(network, 0.05, no_weight_decay_list=listed)
@@ -173,7 +170,7 @@ def test_steps_of_the_recipe_are_those_of_timm(
     trainer = pl.Trainer(
         **QUIET,
         accelerator="cpu",
-        max_epochs=2,  # four steps, by which the schedule goes
+        max_epochs=2,  # four steps, for which the schedule is
         gradient_clip_val=5.0,
         precision="32-true" if dtype == torch.float32 else "64-true",
         callbacks=[losses, StopAfter(steps)],

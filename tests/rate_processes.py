@@ -1,18 +1,15 @@
-"""The learning rate that the optimizer really uses: accumulated, on two processes, and after a resume.
+"""Learning rates of a resumed training on one or two processes, for tests/unit/tasks/test_fit.py.
 
-Two processes import this file, so that it imports little.
+Each of two processes imports this file, so it imports little.
 """
 
 import json
-import math
 import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW
@@ -26,9 +23,9 @@ QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", 
 
 
 class Rates(pl.Callback):
-    """Note the optimizer's rate in each batch, and stop after an epoch if asked to."""
+    """Record the optimizer's rate in each batch, and stop after an epoch if asked to."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None) -> None:
         self.seen: list[float] = []
         self.stop_after = stop_after
 
@@ -80,46 +77,3 @@ def in_a_process(rank: int, folder: Path, port: int) -> None:
     os.environ |= {name: str(value) for name, value in names.items()}
     (folder / f"{rank}.json").write_text(json.dumps(trace(folder, 2)))
     torch.distributed.destroy_process_group()
-
-
-def formula(step: int, total: int, warmup: int, rate: float) -> float:
-    if step < warmup:
-        return 1e-6 + (rate - 1e-6) * step / warmup
-    return 1e-5 + (rate - 1e-5) * (1.0 + math.cos(math.pi * step / total)) / 2.0
-
-
-def check_trace(found: dict[str, Any], processes: int) -> None:
-    batches = 10 // processes
-    for accumulated in (1, 4):
-        case, per_epoch = found[str(accumulated)], math.ceil(batches / accumulated)
-        global_batch = 2 * accumulated * processes
-        rate = 5e-3 * global_batch / 16
-        steps = [per_epoch * epoch + batch // accumulated for epoch in range(4) for batch in range(batches)]
-        expected = [formula(step, 4 * per_epoch, per_epoch, rate) for step in steps]
-        assert case["rates"][0] == pytest.approx(expected[: 2 * batches], rel=1e-9)
-        assert case["rates"][1] == pytest.approx(expected[2 * batches :], rel=1e-9)
-        assert case["steps"] == 4 * per_epoch
-        stated = {
-            "global_batch": global_batch,
-            "accumulated_batches": accumulated,
-            "processes": processes,
-            "samples_per_epoch": 20,
-            "steps_per_epoch": per_epoch,
-            "total_steps": 4 * per_epoch,
-            "warmup_steps": per_epoch,
-            "lr": pytest.approx(rate),
-        }
-        assert {name: case["resolved"][name] for name in stated} == stated
-
-
-def test_the_rate_follows_the_formula_before_and_after_a_resume(tmp_path: Path) -> None:
-    check_trace(trace(tmp_path, 1), 1)
-
-
-def test_the_rate_follows_the_formula_on_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_a_process, (tmp_path, port), nprocs=2)
-    for rank in (0, 1):
-        check_trace(json.loads((tmp_path / f"{rank}.json").read_text()), 2)
