@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 from scalablevit_pl.commands.arguments import OptionParser
-from scalablevit_pl.diagnosis.data_examination import progress_bars
+from scalablevit_pl.diagnosis.data import progress_bars
 from scalablevit_pl.diagnosis.examination import Examination
 from scalablevit_pl.diagnosis.speed import quiet
 from scalablevit_pl.experiment.start import parse_fit

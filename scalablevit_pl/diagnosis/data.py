@@ -1,23 +1,156 @@
-"""The content of a data set: splits, classes, and images that cannot be read."""
+"""The checks of a fit's data: access, free space, splits, classes, and images that cannot be read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
+import datasets
+from huggingface_hub import constants
+
+from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.data.images import SplitImages
-from scalablevit_pl.diagnosis.finding import Finding, listed
+from scalablevit_pl.data.source import local_folder, may_be_hub_id
+from scalablevit_pl.data.splits import SPLIT_FOLDERS
+from scalablevit_pl.diagnosis import disk, hub
+from scalablevit_pl.diagnosis.finding import Finding, from_sentence, listed
+from scalablevit_pl.explanation import explain
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 
 
-def count_images(images: Mapping[str, SplitImages], commit: str | None) -> Finding:
-    """Report the number of images in each part of the data."""
-    counts = ", ".join(f"{part} {len(rows):,}" for part, rows in images.items())
-    return Finding("ok", "splits", f"images: {counts}" + (f" (commit {commit})" if commit else ""))
+class DataExamination:
+    """The checks of a fit's data; each uses what the earlier ones found.
 
+    Args:
+        datamodule: The datamodule of the fit; None if it could not be built.
+        options: The options from `read_options`.
 
-def describe_classes(names: Sequence[str], order: str | None) -> Finding:
-    """Report the number of classes and their order, which is a given one or that of the data set."""
-    text = f"in {order}'s order" if order else "in the data set's order"
-    return Finding("ok", "classes", f"{len(names):,}, {text}: {listed(list(names), 4)}")
+    Attributes:
+        known: Whether the datamodule is a `BaseDataModule`, so that its content can be examined.
+        loaded: Whether the training data is available and was loaded.
+    """
+
+    def __init__(self, datamodule: Any, options: SimpleNamespace) -> None:
+        self.datamodule = datamodule
+        self.options = options
+        self.known = isinstance(datamodule, BaseDataModule)
+        self.on_hub = self.known and may_be_hub_id(datamodule.dataset)
+        self.listing: hub.Listing | None = None
+        self.fits = True  # on the disk
+        self.loaded = False
+
+    def check_hub(self) -> Iterator[Finding]:
+        """Check that the data can be read from the Hub, if that is where it comes from."""
+        if not self.on_hub:
+            return
+        token = hub.check_token()
+        yield token
+        if not constants.HF_HUB_OFFLINE:
+            access, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
+            yield from access
+
+    def check_disk(self) -> Iterator[Finding]:
+        """Compare the free space with the size of the data."""
+        downloads, copies = hub.cache_folders()
+        folder = local_folder(self.datamodule.dataset) if self.known else None
+        if folder is not None:
+            size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+            needs = {copies: size} if size else {}
+        elif self.listing is not None:
+            names = [self.datamodule.train_split, self.datamodule.val_split or "validation", self.datamodule.test_split]
+            splits = {name: SPLIT_FOLDERS.get(name, (name,)) for name in names}
+            sizes = hub.files_of_splits(self.listing.sizes, splits)
+            size = sum(sizes.values())
+            missing = hub.missing_bytes(self.datamodule.dataset, self.listing.commit, sizes)
+            needs = {downloads: missing, copies: size}
+        else:
+            return
+        prepared = sum(path.stat().st_size for path in copies.rglob("*.arrow")) >= size
+        for finding in disk.check_data_space(needs, prepared):
+            self.fits = self.fits and finding.status != "FAIL"
+            yield finding
+
+    def check_splits(self, processes: int) -> Iterator[Finding]:
+        """Load the data as a fit does, unless that would download it, and count its images.
+
+        Args:
+            processes: Number of training processes that share the data.
+        """
+        if self.datamodule is None:
+            return
+        if not self.prepare():
+            yield self.not_fetched()
+            return
+        self.datamodule.processes = processes
+        self.datamodule.setup("fit")
+        self.loaded = True
+        if self.known:
+            counts = ", ".join(f"{part} {len(rows):,}" for part, rows in self.datamodule.images.items())
+            commit = f" (commit {self.datamodule.commit})" if self.datamodule.commit else ""
+            yield Finding("ok", "splits", f"images: {counts}{commit}")
+        else:
+            text = f"{type(self.datamodule).__name__} is not a BaseDataModule: its content was not checked"
+            yield Finding("warn", "data", text)
+
+    def prepare(self) -> bool:
+        """Prepare the data for a fit, and return whether it is available without a download that was not asked for."""
+        if not self.known:
+            self.datamodule.prepare_data()
+        elif not self.on_hub or (self.options.download and self.fits):
+            if not self.fits:
+                return False
+            with progress_bars(shown=self.options.download):
+                self.datamodule.prepare("fit")
+        else:
+            try:
+                with hub.offline():
+                    self.datamodule.prepare("fit")
+            except (ValueError, OSError):
+                return False
+        return True
+
+    def not_fetched(self) -> Finding:
+        """Return why the data was not loaded."""
+        if not self.fits:
+            return Finding("FAIL", "data", "not checked, because it does not fit on the disk", "free space first")
+        text = f"{self.datamodule.dataset} is not in the cache, so its images were not checked"
+        if constants.HF_HUB_OFFLINE:
+            return Finding("FAIL", "data", text, "unset HF_HUB_OFFLINE, or download it beforehand")
+        if self.listing is None:
+            return Finding("FAIL", "data", text, "fix the access to the Hub")
+        return Finding("warn", "data", text, "download and check it with --download; a fit also downloads it")
+
+    def check_classes(self) -> Iterator[Finding]:
+        """Report the classes, and the number of images in each if the images have labels."""
+        names = self.datamodule.class_names
+        if not names:
+            return
+        order = f"{getattr(self.datamodule, 'class_order', None) or 'the data set'}'s order"
+        yield Finding("ok", "classes", f"{len(names):,}, in {order}: {listed(names, 4)}")
+        for part, images in self.datamodule.images.items():
+            labels = getattr(self.datamodule, "labels", {}).get(images.split)
+            if labels is not None:
+                yield check_histogram(part, labels[images.indices].tolist(), names)
+
+    def check_test_split(self) -> Iterator[Finding]:
+        """Load the test images, which training does not need."""
+        if not self.loaded:
+            return
+        try:
+            self.datamodule.setup("test")
+        except ValueError as error:
+            yield from_sentence("test data", explain(error) or str(error), "warn")
+            return
+        if self.known:
+            images = self.datamodule.images["test"]
+            yield Finding("ok", "test data", f"{len(images):,} images of split {images.split!r}")
+
+    def check_images(self) -> Iterator[Finding]:
+        """Decode a sample of each part."""
+        if self.loaded and self.known:
+            for part, images in self.datamodule.images.items():
+                yield check_images(part, images, self.options.images)
 
 
 def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> Finding:
@@ -60,3 +193,15 @@ def spread(length: int, count: int) -> Iterator[int]:
     count = min(length, count)
     last = max(count - 1, 1)
     return (position * (length - 1) // last for position in range(count))
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show or hide the progress bars of `datasets` inside the block."""
+    before = not datasets.are_progress_bars_disabled()
+    switches = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
+    switches[shown]()
+    try:
+        yield
+    finally:
+        switches[before]()

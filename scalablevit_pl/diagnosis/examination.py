@@ -14,7 +14,7 @@ import torch
 
 from scalablevit_pl.callbacks.run_record import check_data
 from scalablevit_pl.diagnosis import disk, machine, plan, speed
-from scalablevit_pl.diagnosis.data_examination import DataExamination
+from scalablevit_pl.diagnosis.data import DataExamination
 from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.explanation import explain
 from scalablevit_pl.profiling.timing import core_count, measure_throughput
