@@ -1,4 +1,4 @@
-"""Evaluate in one, two and three processes, as `torchrun` would start them; tests/unit/test_evaluation.py looks at it.
+"""Evaluate in one to three processes, as `torchrun` starts them, for tests/integration/test_distributed_evaluation.py.
 
 python evaluation_processes.py FOLDER
 """
@@ -16,12 +16,11 @@ import lightning.pytorch as pl
 import timm
 import torch
 import torch.multiprocessing as mp
-from scalablevit_pl.callbacks.prediction import PredictionWriter
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
-from scalablevit_pl.callbacks.evaluation import EvaluationReport
+from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.tasks import ClassificationTask
@@ -82,7 +81,7 @@ def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
     trainer.test(ClassificationTask(Pixels()), datamodule=make_data(folder, 2, 1))
     trainer = make_trainer(world, callbacks=[PredictionWriter(folder / f"predicted_{world}.csv")])
     trainer.predict(ClassificationTask(Pixels()), datamodule=make_data(folder, 5, 1), return_predictions=False)
-    # Batch norm's statistics are sent from the first process to the others before each batch.
+    # DDP sends batch norm's statistics from the first process to the others before each batch.
     network = timm.create_model("test_resnet.r160_in1k", num_classes=CLASSES)
     average = WeightAverage(0.9)
     trainer = make_trainer(world, limit_train_batches=2, callbacks=[average])
@@ -98,7 +97,7 @@ def main(folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # Forked, since each process would else import everything anew.
+        # Forked, since otherwise each process would import everything again.
         mp.start_processes(evaluate, (world, folder, port), nprocs=world, start_method="fork")
 
 

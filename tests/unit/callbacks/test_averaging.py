@@ -7,13 +7,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_tasks import calibration_error
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.tasks import ClassificationTask
-from small_tasks import calibration_error
 
 CLASSES = 3
 
@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 class Recorder(pl.Callback):
-    """Keep the weights before and after each optimizer step, and what the network was in validation."""
+    """Keep the weights before and after each optimizer step, and those in validation."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -71,7 +71,7 @@ def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Tr
 
 
 def average(weights: list[dict[str, Tensor]], decay: float, warmup: bool) -> dict[str, Tensor]:
-    """The exponential moving average of recorded weights, written out in double precision."""
+    """Compute the exponential moving average of recorded weights in double precision."""
     mean = {name: value.double() for name, value in weights[0].items()}
     for step, now in enumerate(weights[1:]):
         kept = min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -146,7 +146,7 @@ def fit_and_save(folder: Path, decay: float | None = 0.9) -> tuple[Path, Classif
 
 
 @pytest.mark.parametrize(("average", "part"), [("ema", "test_ema"), ("none", "test"), (None, "test_ema")])
-def test_an_evaluation_takes_both_sets_from_the_checkpoint(average: str | None, part: str, tmp_path: Path) -> None:
+def test_an_evaluation_uses_both_sets_of_the_checkpoint(average: str | None, part: str, tmp_path: Path) -> None:
     path, task, trained = fit_and_save(tmp_path)
     samples = make_batches(11, seed=2)
 
@@ -170,7 +170,7 @@ def test_an_evaluation_takes_both_sets_from_the_checkpoint(average: str | None, 
 
 @pytest.mark.parametrize(("stop", "accumulated"), [(3, 1), (6, 1), (8, 1), (2, 2)])
 def test_a_resumed_run_ends_with_equal_weights_and_average(stop: int, accumulated: int, tmp_path: Path) -> None:
-    # All batches are the same, so that it does not matter here which of them a run goes on with.
+    # All batches are the same, so it does not matter with which of them a run continues.
     loader = DataLoader(make_batches(4) * 6, batch_size=4)
 
     def make(**options: Any) -> tuple[ClassificationTask, WeightAverage]:
@@ -191,14 +191,14 @@ def test_a_resumed_run_ends_with_equal_weights_and_average(stop: int, accumulate
             assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_an_average_is_neither_lost_nor_invented_on_a_resume(tmp_path: Path) -> None:
+def test_a_resume_neither_drops_nor_invents_an_average(tmp_path: Path) -> None:
     loader = DataLoader(make_batches(), batch_size=4)
     with_average, _, _ = fit_and_save(tmp_path / "with")
     without, _, _ = fit_and_save(tmp_path / "without", decay=None)
     assert "ema_state_dict" not in torch.load(without, weights_only=True)
     for path, decay, sentence in (
-        (with_average, None, "holds averaged weights and the run would go on without"),
-        (without, 0.9, "holds no averaged weights to go on with at ema.decay=0.9"),
+        (with_average, None, "holds averaged weights, which the resumed run would drop: set --ema.decay"),
+        (without, 0.9, "holds no averaged weights to continue with ema.decay=0.9"),
     ):
         with pytest.raises(ValueError, match=sentence):
             make_trainer(tmp_path, WeightAverage(decay)).fit(make_task(), loader, ckpt_path=path, weights_only=True)
@@ -216,7 +216,7 @@ def test_a_network_compiled_in_place_is_averaged(tmp_path: Path) -> None:
 
 def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, WeightAverage(0.9), precision="bf16-true")
-    with pytest.raises(ValueError, match="in which an average stands still"):
+    with pytest.raises(ValueError, match="too coarse for a moving average"):
         trainer.fit(make_task(), DataLoader(make_batches(), batch_size=4))
 
 

@@ -17,11 +17,11 @@ from scalablevit_pl.callbacks.metrics_log import MetricsLog, read_metrics
 from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError
 from scalablevit_pl.weights.checkpoint import read_checkpoint
 
-MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
+MODULE: Any = SimpleNamespace(device=torch.device("cpu"), monitor="top1", mode="max")
 
 
 class Saves:
-    """What of a trainer the callback uses: steps, and a record of what was saved."""
+    """The part of a trainer that the callback uses: steps, and a record of saved files."""
 
     def __init__(self, folder: Path, accumulated: int = 1, batches: int = 20, val_check_batch: Any = 20) -> None:
         self.default_root_dir, self.accumulated, self.num_training_batches = str(folder), accumulated, batches
@@ -95,7 +95,7 @@ def test_a_trial_of_a_few_batches_saves_nothing(tmp_path: Path) -> None:
     assert trainer.saved == []
 
 
-def test_a_validation_before_the_training_says_nothing_of_the_best(tmp_path: Path) -> None:
+def test_a_sanity_check_does_not_select_the_best_checkpoint(tmp_path: Path) -> None:
     trainer = Saves(tmp_path)
     trainer.sanity_checking = True
     trainer.callback_metrics = {"val/top1": torch.tensor(1.0)}
@@ -177,16 +177,32 @@ def test_a_checkpoint_follows_each_so_many_minutes(tmp_path: Path, monkeypatch: 
     assert trainer.saved == ["step=3.ckpt", "step=6.ckpt"]
 
 
-def test_the_best_is_by_the_averaged_weights_where_there_are_any(tmp_path: Path) -> None:
+def test_the_averaged_weights_if_any_select_the_best_checkpoint(tmp_path: Path) -> None:
     trainer = Saves(tmp_path)
-    callback = start(trainer)
+    callback: Any = start(trainer)
     for raw, averaged in ((0.5, float("nan")), (0.5, 0.4), (0.9, 0.3), (0.1, 0.6), (0.9, 0.6), (0.2, float("nan"))):
         trainer.callback_metrics = {"val/top1": torch.tensor(raw), "val_ema/top1": torch.tensor(averaged)}
-        callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        callback.on_validation_end(trainer, MODULE)
     assert trainer.saved == ["best.ckpt", "best.ckpt"]
     resumed = RunCheckpoints()
     resumed.load_state_dict(callback.state_dict())
     assert resumed.best == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("mode", "best", "saved"), [("min", 1.0, 3), ("max", 4.0, 2)])
+def test_the_task_s_monitor_and_mode_select_the_best_checkpoint(
+    mode: str, best: float, saved: int, tmp_path: Path
+) -> None:
+    task: Any = SimpleNamespace(monitor="distance", mode=mode)
+    trainer = Saves(tmp_path)
+    callback: Any = start(trainer)
+    for distance in (3.0, 4.0, float("nan"), 2.0, 2.0, float("inf"), float("-inf"), 1.0):
+        trainer.callback_metrics = {"val/distance": torch.tensor(distance), "val/top1": torch.tensor(distance)}
+        callback.on_validation_end(trainer, task)
+    assert (callback.best, trainer.saved) == (best, ["best.ckpt"] * saved)
+    trainer.callback_metrics = {"val/top1": torch.tensor(9.0)}  # of another task
+    callback.on_validation_end(trainer, task)
+    assert len(trainer.saved) == saved
 
 
 @pytest.mark.parametrize("arguments", [{"every_minutes": 0.0}, {"every_steps": 0}, {"keep": 0}])
@@ -304,6 +320,8 @@ def handlers() -> Iterator[dict[int, Any]]:
 
 class Line(pl.LightningModule):
     """Batches of one number each; at one of them, in the training or the validation before it, a signal comes."""
+
+    monitor, mode = "none", "max"
 
     def __init__(self, signalled: str = "never") -> None:
         super().__init__()

@@ -11,64 +11,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from guard_processes import Line, samples
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks import guard
 from scalablevit_pl.callbacks.guard import LossGuard, NonFiniteError, SharedEnd, UnreadableList
 from scalablevit_pl.callbacks.preemption import PreemptedError
 
-TWO_PROCESSES = """
-import os
-import sys
-from pathlib import Path
-import lightning.pytorch as pl
-from torch.utils.data import DataLoader
-from unit.callbacks.test_guard import Line, samples
-from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd
-
-class Failing(Line):
-    def training_step(self, batch, batch_idx):
-        if sys.argv[1] == "rank0" and self.global_rank == 0 and batch_idx == 2:
-            raise ValueError("only here")
-        return super().training_step(batch, batch_idx)
-
-values = samples({5: float("inf")} if sys.argv[1] == "loss" else {})
-loader = DataLoader(values[int(os.environ.get("LOCAL_RANK", 0))::2], batch_size=2)
-callbacks = [LossGuard(Path(".")), SharedEnd()]
-trainer = pl.Trainer(use_distributed_sampler=False, accelerator="cpu", devices=2, strategy="ddp", max_epochs=1,
-    logger=False, callbacks=callbacks,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-try:
-    trainer.fit(Failing(), loader)
-except ValueError as error:
-    Path(f"error.{trainer.global_rank}").write_text(str(error))
-    sys.exit(2)
-"""
-
-
-class Line(pl.LightningModule):
-    """The loss is (w x)², x the mean of a batch; where it is 0 the weight's gradient may be made none."""
-
-    def __init__(self, spoil_gradient_in: int | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.5]))
-        self.fixed = nn.Parameter(torch.tensor([1.0]), requires_grad=False)
-        self.spoil_gradient_in = spoil_gradient_in
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = (self.weight * batch["value"].mean()).square().sum()
-        if batch_idx == self.spoil_gradient_in:
-            loss = loss + (0.0 * self.weight).sqrt().sum()  # 0, and 0 · ∞ its derivative
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def samples(wrong: dict[int, float]) -> list[dict[str, Any]]:
-    return [{"value": wrong.get(index, 1.0), "index": index, "path": f"{index}.jpg"} for index in range(12)]
+SCRIPT = Path(__file__).parents[2] / "guard_processes.py"
 
 
 def fit(folder: Path, module: Line, wrong: dict[int, float], accumulated: int = 1, **settings: Any) -> pl.Trainer:
@@ -145,21 +96,17 @@ def test_spoilt_weights_are_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["loss", pytest.param("rank0", marks=pytest.mark.slow)])
 def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    package, tests = Path(__file__).parents[3], Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "script.py", case], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
+    start, command = time.monotonic(), [sys.executable, str(SCRIPT), case]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert time.monotonic() - start < 60
     if case == "rank0":
         assert (tmp_path / "error.0").read_text() == "only here"
         return
-    said = [(tmp_path / f"error.{rank}").read_text() for rank in range(2)]
-    assert said[0] == said[1]
-    assert "nonfinite.rank1.json: look" in said[0]
+    messages = [(tmp_path / f"error.{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert "nonfinite.rank1.json: look" in messages[0]
     assert not (tmp_path / "nonfinite.rank0.json").exists()
     record = json.loads((tmp_path / "nonfinite.rank1.json").read_text())
     assert (record["index"], record["step"], record["rank"]) == ([5, 7], 1, 1)

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from scalablevit_pl.callbacks import run_record
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
-from scalablevit_pl.callbacks.run_record import RunRecord
-from scalablevit_pl.models import create_model
+from scalablevit_pl.callbacks.run_record import RunRecord, metric_record
+from scalablevit_pl.models import PretrainedNetwork, create_model
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.tasks import ClassificationTask, MetricInfo
 
 NAMES = ["cat", "dog"]
 SMALL = Preprocessing(28, 1.0)
@@ -36,8 +39,20 @@ def make_trainer(names: list[str] = NAMES, preprocessing: Preprocessing = SMALL,
     return SimpleNamespace(datamodule=datamodule, **{"num_training_batches": 10} | values)
 
 
-def make_module(num_classes: int = 2, network: nn.Module | None = None) -> Any:
-    return SimpleNamespace(num_classes=num_classes, network=network, resolved=RESOLVED)
+def make_module(num_classes: int | None = 2, network: nn.Module | None = None, **values: Any) -> Any:
+    described = {"iou": MetricInfo("mean IoU", "mean_iou", plotted=True), "loss": MetricInfo("loss", "loss")}
+    declared = {"monitor": "iou", "mode": "max", "described": described}
+    return SimpleNamespace(num_classes=num_classes, network=network, resolved=RESOLVED, **declared | values)
+
+
+METRICS = {
+    "monitor": "iou",
+    "mode": "max",
+    "described": {
+        "iou": {"label": "mean IoU", "hub_type": "mean_iou", "plotted": True},
+        "loss": {"label": "loss", "hub_type": "loss", "plotted": False},
+    },
+}
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 1000])
@@ -45,6 +60,12 @@ def test_another_number_of_classes_is_refused(num_classes: int, tmp_path: Path) 
     message = f"the data has 2 classes but the network has num_classes={num_classes}: set --model.network.num_classes=2"
     with pytest.raises(ValueError, match=message):
         RunRecord(tmp_path, {}).setup(make_trainer(), make_module(num_classes), "fit")
+
+
+def test_data_with_a_single_class_is_refused_where_classes_count(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the data has the classes .*: at least two are needed"):
+        RunRecord(tmp_path, {}).setup(make_trainer(["cat"]), make_module(1), "fit")
+    RunRecord(tmp_path, {}).setup(make_trainer(["cat"]), make_module(None), "fit")
 
 
 @pytest.mark.parametrize("stored", [None, STORED])
@@ -57,7 +78,9 @@ def test_data_that_agrees_is_accepted(stored: dict[str, Any] | None, tmp_path: P
     [(["dog", "cat"], "class_names[0] was 'cat'"), (["cat", "owl"], "[1] was 'dog' and is 'owl'")],
 )
 def test_other_class_names_than_the_stored_ones_are_refused(names: list[str], difference: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"not what the weights were trained with.*{re.escape(difference)}"):
+    with pytest.raises(
+        ValueError, match=f"the data differs from what the weights were trained with.*{re.escape(difference)}"
+    ):
         RunRecord(tmp_path, {}, STORED).setup(make_trainer(names), make_module(), "test")
 
 
@@ -78,8 +101,32 @@ def test_checkpoints_carry_what_it_takes_to_use_the_network(tmp_path: Path) -> N
     record = RunRecord(tmp_path, config, command="scalablevit fit")
     record.on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
     own = {"schema": 1, "network": network.config, "config": config, "command": "scalablevit fit"}
-    own |= {"batch": 3, "batches_per_epoch": 10}
+    own |= {"batch": 3, "batches_per_epoch": 10, "metrics": METRICS}
+    own |= {"task": "image-classification", "network_class": None}
     assert checkpoint["scalablevit_pl"] == STORED | own
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == checkpoint
+
+
+class Segmenter(PretrainedNetwork):
+    task = "semantic-segmentation"
+    config = {"num_classes": 2}  # noqa: RUF012
+
+
+def test_checkpoints_name_task_and_class_of_a_network_outside_the_package(tmp_path: Path) -> None:
+    checkpoint: dict[str, Any] = {}
+    RunRecord(tmp_path, {}).on_save_checkpoint(make_trainer(), make_module(network=Segmenter()), checkpoint)
+    record = checkpoint["scalablevit_pl"]
+    assert (record["task"], record["network_class"]) == ("semantic-segmentation", f"{__name__}.Segmenter")
+    assert record["network"] == {"num_classes": 2}
+
+
+def test_metrics_are_recorded_in_plain_values() -> None:
+    record = metric_record(ClassificationTask)
+    assert json.loads(json.dumps(record)) == record
+    assert (record["monitor"], record["mode"]) == ("top1", "max")
+    assert record["described"]["top5"] == {"label": "top-5 accuracy", "hub_type": "accuracy", "plotted": False}
+    assert metric_record(make_module()) == METRICS
 
 
 def test_a_network_without_a_description_is_recorded_by_its_section(tmp_path: Path) -> None:
@@ -98,7 +145,7 @@ def test_a_resumed_run_starts_with_resolved_settings_and_continues_its_metrics(t
     log = MetricsLog(tmp_path / "metrics.csv")
     trainer = make_trainer(is_global_zero=True, global_step=3, loggers=[log], fast_dev_run=0)
     RunRecord(tmp_path, {}).on_train_start(trainer, make_module())
-    origin = {"command": "", "weights": None}
+    origin = {"command": "", "weights": None, "metrics": METRICS}
     assert json.loads((tmp_path / "resolved.json").read_text()) == RESOLVED | origin
     assert list(log.rows) == [0, 1, 2]
 
@@ -111,7 +158,7 @@ def test_a_trial_of_a_few_batches_leaves_the_name_free(tmp_path: Path) -> None:
 
 def test_a_resume_with_another_global_batch_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(is_global_zero=True, fast_dev_run=0)
-    with pytest.raises(ValueError, match="had a global batch of 16 and would go on with one of 8"):
+    with pytest.raises(ValueError, match="had a global batch of 16 and would continue with 8"):
         RunRecord(tmp_path, {}, STORED | {"global_batch": 16}).on_train_start(trainer, make_module())
 
 
@@ -121,13 +168,21 @@ def test_resuming_within_an_epoch_of_other_batches_is_an_error(
 ) -> None:
     trainer = make_trainer(is_global_zero=False, fast_dev_run=0)
     record = RunRecord(tmp_path, {}, STORED | {"batch": batch, "batches_per_epoch": batches})
-    expected = pytest.raises(ValueError, match="an epoch of 20 batches a process, of which there would be 10 now")
+    expected = pytest.raises(ValueError, match="an epoch of 20 batches per process, and there would be 10 now")
     with expected if refused else nullcontext():
         record.on_train_start(trainer, make_module())
 
 
-def test_curves_are_drawn_once_an_epoch_is_logged(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.csv")
-    log.log_metrics({"train/loss": 1.0}, 9)
-    RunRecord(tmp_path, {}).on_train_epoch_start(make_trainer(is_global_zero=True, loggers=[log]), make_module())
+def test_the_plotted_metrics_are_drawn_once_an_epoch_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, drawn = MetricsLog(tmp_path / "metrics.csv"), []
+    log.log_metrics({"train/loss": 1.0, "val/iou": 0.5, "val/loss": 2.0}, 9)
+    monkeypatch.setattr(run_record, "draw_curves", lambda curves, labels, *_: drawn.append((curves, labels)))
+    trainer = make_trainer(is_global_zero=True, loggers=[log])
+    RunRecord(tmp_path, {}).on_train_epoch_start(trainer, make_module())
+    ((curves, labels),) = drawn
+    assert labels == {"iou": "mean IoU"}
+    assert curves.keys() == {"train/iou", "val/iou", "val_ema/iou", "train/lr"}
+    assert curves["val/iou"] == ((1.0,), (0.5,))
+    monkeypatch.undo()
+    RunRecord(tmp_path, {}).on_train_epoch_start(trainer, make_module())
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]

@@ -9,7 +9,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from torch import Tensor, nn
 
-from scalablevit_pl.callbacks.progress import TrainingBar, duration
 from scalablevit_pl.callbacks.throughput import Throughput
 
 FETCH, TRAIN, VALIDATE, SAVE = 3.0, 1.0, 100.0, 20.0
@@ -167,30 +166,3 @@ def test_the_speed_is_that_since_the_log_before(every: int, seconds: float) -> N
         train(each)
     steps = min(every, 3)  # the first one begins the window
     assert throughput.speed["speed/steps_per_second"] == pytest.approx(steps / (steps * FETCH + seconds))
-
-
-def test_the_bar_says_what_fits_a_terminal_of_80_columns() -> None:
-    throughput = Throughput()
-    throughput.speed = {
-        "speed/images_per_second": 12345.6,
-        "speed/data_wait": 0.034,
-        "speed/eta_hours": 50.4,
-        "speed/steps_per_second": 1.0,
-    }
-    bar = TrainingBar(throughput)
-    metrics = {"train/loss": torch.tensor(6.91234), "val/top1": torch.tensor(0.5), "v_num": 3, "val/loss": 1.0}
-    trainer: Any = type("Trainer", (), {"sanity_checking": False, "progress_bar_metrics": metrics})
-    trainer.state = type("State", (), {"fn": "fit"})
-    bar._read_metrics(trainer)
-    shown = bar.get_metrics(trainer, Module(Clock()))
-    assert shown == {"loss": "6.91", "top1": "0.500", "img/s": "12346", "wait": "3%", "eta": "2d02h"}
-    line = "Epoch 299: ███ 1000/1251, " + ", ".join(f"{name}={value}" for name, value in shown.items())
-    assert len(line) <= 80
-
-
-@pytest.mark.parametrize(
-    ("hours", "expected"),
-    [(0.0, "0s"), (59 / 3600, "59s"), (59.6 / 3600, "1m00s"), (2.2, "2h12m"), (23.999999, "1d00h"), (103.0, "4d07h")],
-)
-def test_durations_have_two_units(hours: float, expected: str) -> None:
-    assert duration(hours) == expected

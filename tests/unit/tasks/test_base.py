@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric, Metric
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT
 from scalablevit_pl.optim import WarmupCosineSchedule
-from scalablevit_pl.tasks import BaseTask, ClassificationTask, Report, ReportData
+from scalablevit_pl.tasks import BaseTask, ClassificationTask, MetricInfo, Report, ReportData
 from scalablevit_pl.tasks.base import without_fillers
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -60,6 +60,7 @@ class Regression(BaseTask):
 
     monitor = "error"
     mode = "min"
+    described: ClassVar = {"error": MetricInfo("mean distance", "mae", plotted=True)}
     shown = ("error",)
 
     def __init__(self, network: nn.Module | None = None, **options: Any) -> None:
@@ -223,6 +224,12 @@ def test_a_task_without_a_report_of_its_own_has_an_empty_one(tmp_path: Path) -> 
     report.write(tmp_path, "title")
     report.write_predictions(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_has_to_describe_its_monitored_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Regression, "monitor", "distance")
+    with pytest.raises(ValueError, match=r"Regression\.described does not have the monitored metric 'distance'"):
+        Regression()
 
 
 def test_a_network_may_have_no_number_of_classes() -> None:

@@ -1,4 +1,4 @@
-"""Evaluation in several processes against loops over the samples."""
+"""Evaluation in one, two and three processes against loops over the samples."""
 
 import csv
 import json
@@ -13,8 +13,7 @@ import pytest
 import torch
 from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels
 from PIL import Image
-
-from unit.tasks.test_classification import calibration_error
+from small_tasks import calibration_error
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 ROOT = Path(__file__).parents[2]
@@ -28,7 +27,7 @@ def make_split(count: int) -> tuple[list[Image.Image], list[int]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of all processes, beside the data."""
+    """Results of all processes, next to the data."""
     folder = tmp_path_factory.mktemp("evaluation")
     names = [f"class {index}" for index in range(CLASSES)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.to_parquet(folder / f"data_{count}" / f"{split}-00000-of-00001.parquet")
     script = ROOT / "tests/evaluation_processes.py"
     environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    # Should a process wait for another one for ever, the time-out tells.
+    # A process that waits for another one indefinitely runs into the time-out.
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
         cwd=folder,
@@ -64,7 +63,7 @@ def logits_of(count: int) -> tuple[torch.Tensor, list[int]]:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_evaluation_is_that_of_a_loop_on_any_number_of_processes(count: int, folder: Path) -> None:
+def test_metrics_are_those_of_a_loop_on_any_number_of_processes(count: int, folder: Path) -> None:
     logits, labels = logits_of(count)
     probabilities = logits.softmax(1)
     losses, places = [], []
@@ -102,8 +101,8 @@ def test_the_averaged_weights_are_the_same_on_all_processes(world: int, folder: 
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_tables_and_records_have_each_sample_once(world: int, folder: Path) -> None:
-    # Two samples: with three processes one of them has nothing but a filler.
+def test_tables_and_records_hold_each_sample_once(world: int, folder: Path) -> None:
+    # Two samples: with three processes one of them has only a filler.
     report = json.loads((folder / f"report_{world}/test.json").read_text())
     assert (report["test/samples"], report["split_samples"], report["processes"]) == (2, 2, world)
     for path, count in ((folder / f"report_{world}/predictions.csv", 2), (folder / f"predicted_{world}.csv", 5)):
