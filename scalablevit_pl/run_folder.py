@@ -28,22 +28,14 @@ RESOLVED = "resolved.json"  # written as training starts: from then on the folde
 
 
 def run_folder(run: str) -> Path:
-    """Return the folder of a run: below `runs/` for a name, the path itself for a path.
-
-    Raises:
-        ValueError: If the name is empty or means the folder of all runs.
-    """
+    """Return the folder of a run: below `runs/` for a name, the path itself for a path."""
     if run.strip() in ("", ".", ".."):
         raise ValueError(f"--run {run!r} is not a valid run name: choose another, or give a path with a {os.sep}")
     return Path(run) if os.sep in run else RUNS / run
 
 
 def existing_run(run: str) -> Path:
-    """Return the folder of a run that has been started.
-
-    Raises:
-        ValueError: If there is none; it names the nearest.
-    """
+    """Return the folder of a run that has been started."""
     folder = run_folder(run)
     if (folder / CONFIG).is_file():
         return folder
@@ -77,9 +69,6 @@ def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Ite
         folder: The run folder; created if needed.
         process: Rank of this process; each has its own lock.
         patience: Seconds to wait for the lock.
-
-    Raises:
-        ValueError: If another process holds it for longer.
     """
     from filelock import FileLock, Timeout  # --help does not need it
 
@@ -104,11 +93,7 @@ def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Ite
 
 
 def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
-    """Write `config.yaml` into a run folder, which is created if needed.
-
-    Raises:
-        ValueError: If the folder holds a run and is not resumed.
-    """
+    """Write `config.yaml` into a run folder, which is created if needed."""
     path = folder / CONFIG
     if (folder / RESOLVED).exists() and not resume:
         raise ValueError(
@@ -124,9 +109,6 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
 
     The length of the training and the devices may change, and the batch of each process with them; the global batch is
     compared once it is known. Of the trainer's settings, only gradient clipping is compared.
-
-    Raises:
-        ValueError: If settings differ; it lists them.
     """
     earlier, now = {"ema": NO_AVERAGE, **earlier}, {"ema": NO_AVERAGE, **now}
     changed = [

@@ -59,11 +59,7 @@ class WeightAverage(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read averaged weights from a checkpoint.
-
-        Raises:
-            ValueError: If a resumed training would drop its average, or has none to continue.
-        """
+        """Read averaged weights from a checkpoint."""
         self._stored = checkpoint.get(AVERAGED)
         if trainer.state.fn != "fit":
             return
@@ -78,11 +74,7 @@ class WeightAverage(pl.Callback):
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Initialize the average with the current weights, or continue that of the checkpoint.
-
-        Raises:
-            ValueError: If the weights are stored in half precision.
-        """
+        """Initialize the average with the current weights, or continue that of the checkpoint."""
         if self.decay is None:
             return
         for name, parameter in pl_module.network.named_parameters():  # type: ignore[union-attr]

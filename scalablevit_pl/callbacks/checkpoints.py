@@ -90,11 +90,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if due, except where a resumed run would skip a validation or the rest of an accumulation.
-
-        Raises:
-            PreemptedError: If a signal has arrived; the checkpoint is written.
-        """
+        """Save if due, and stop after a signal, but not where a resumed run would skip a validation or a batch."""
         stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
         if not stepped or trainer.fast_dev_run or _ends_in_validation(trainer, batch_idx):  # type: ignore[attr-defined]
             return
@@ -122,11 +118,7 @@ class RunCheckpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt", False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of an epoch.
-
-        Raises:
-            PreemptedError: If a signal has arrived; the checkpoint is written.
-        """
+        """Save at the end of an epoch, and stop after a signal."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         averages = [name for name in trainer.logged_metrics if name.startswith("train/") and name not in STEP_VALUES]
@@ -197,11 +189,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file, sync it to disk and rename it, so that none is ever truncated."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            ValueError: If it cannot be written; an existing one is unchanged.
-        """
+        """Write a checkpoint; an existing one stays as it is if that fails."""
         if "://" in str(path):  # remote storage is Lightning's business
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -43,11 +43,7 @@ class EvaluationReport(pl.Callback):
         self.report.gather()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the files.
-
-        Raises:
-            ValueError: If a sample of the split was not counted, or counted twice.
-        """
+        """Write the files."""
         check_count("test", trainer)
         if not trainer.is_global_zero:
             return
@@ -58,11 +54,7 @@ class EvaluationReport(pl.Callback):
         logger.info("results are in %s", self.folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the metrics of `scalablevit validate`; those of a fit are in metrics.csv.
-
-        Raises:
-            ValueError: If a sample of the split was not counted, or counted twice.
-        """
+        """Record the metrics of `scalablevit validate`; those of a fit are in metrics.csv."""
         if trainer.state.fn != "validate":
             return
         check_count("val", trainer)
@@ -137,9 +129,6 @@ def check_count(part: str, trainer: pl.Trainer) -> None:
     """Compare the number of evaluated samples with the split's, unless the number of batches was limited.
 
     Unreadable images are not counted where some are allowed.
-
-    Raises:
-        ValueError: If they differ.
     """
     limit = trainer.limit_test_batches if part == "test" else trainer.limit_val_batches
     images = trainer.datamodule.images[part]  # type: ignore[attr-defined]

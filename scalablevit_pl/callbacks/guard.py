@@ -65,31 +65,19 @@ class LossGuard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Stop before the step that would make the weights non-finite.
-
-        Raises:
-            NonFiniteError: If the loss of a process is NaN or infinite.
-        """
+        """Stop before the step that would make the weights non-finite."""
         self._check(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop also at a batch that only accumulates gradients.
-
-        Raises:
-            NonFiniteError: If the loss of a process is NaN or infinite.
-        """
+        """Stop also at a batch that only accumulates gradients."""
         self._check(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to save non-finite weights.
-
-        Raises:
-            NonFiniteError: If there are some, as after a step with non-finite gradients.
-        """
+        """Refuse to save non-finite weights."""
         # The sum of a tensor is non-finite if an element is; one transfer covers all tensors.
         sums = [parameter.detach().sum(dtype=torch.float32) for parameter in pl_module.parameters()]
         if sums and not torch.stack(sums).isfinite().all():
@@ -110,11 +98,7 @@ class LossGuard(pl.Callback):
             self._stop(trainer, ranks, loss)
 
     def _stop(self, trainer: pl.Trainer, ranks: list[int], loss: Tensor) -> None:
-        """Record the batch of this process if its loss is non-finite, and raise on all processes.
-
-        Raises:
-            NonFiniteError: Always.
-        """
+        """Record the batch of this process if its loss is non-finite, and raise on all processes."""
         rank, rate = trainer.global_rank, max(group["lr"] for group in trainer.optimizers[0].param_groups)
         last = self._last_checkpoint()
         if rank in ranks:

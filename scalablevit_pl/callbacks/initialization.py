@@ -32,11 +32,7 @@ class StartFromWeights(pl.Callback):
         self.source = source
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load the weights.
-
-        Raises:
-            ValueError: If they do not fit the network.
-        """
+        """Load the weights."""
         network: Any = pl_module.network
         names = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         if self.stored.description.task != getattr(network, "task", CLASSIFICATION):
@@ -107,11 +103,7 @@ class SameStart(pl.Callback):
         self.start = (source, step)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare the starts of all processes.
-
-        Raises:
-            ValueError: If they differ; all processes raise it.
-        """
+        """Compare the starts of all processes."""
         if trainer.world_size == 1:
             return
         starts: list[Any] = [None] * trainer.world_size

@@ -70,11 +70,7 @@ class MetricsLog(Logger):
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a metrics.csv and return the metrics of each step.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """Read a metrics.csv and return the metrics of each step."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {

@@ -68,11 +68,7 @@ class StopSignal:
 
 
 def requeue_job() -> str | None:
-    """Requeue this SLURM job and return its id; return None outside of SLURM.
-
-    Raises:
-        ValueError: If SLURM refuses.
-    """
+    """Requeue this SLURM job and return its id; return None outside of SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"

@@ -38,20 +38,11 @@ class RunRecord(pl.Callback):
         self.stored = stored
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that network, data and stored weights agree on classes and images.
-
-        Raises:
-            ValueError: If they do not.
-        """
+        """Check that network, data and stored weights agree on classes and images."""
         check_data(trainer.datamodule, pl_module, self.stored)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log and save the resolved settings; continue the metrics of an earlier part of the run.
-
-        Raises:
-            ValueError: If a resumed run would train with another global batch than before, or continue in the middle of
-                an epoch that is split into other batches now.
-        """
+        """Log and save the resolved settings; continue the metrics of an earlier part of the run."""
         task: Any = pl_module
         self._compare_with_trained(trainer, task.resolved)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -132,9 +123,6 @@ def check_data(datamodule: Any, task: Any, stored: dict[str, Any] | None = None)
         datamodule: The data, after `setup`.
         task: The task with its network.
         stored: Class names and preprocessing of the weights, if the data must be what they were trained with.
-
-    Raises:
-        ValueError: If they do not.
     """
     names, outputs = list(datamodule.class_names), task.num_classes
     if outputs is not None and len(names) < 2:

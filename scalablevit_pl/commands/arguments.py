@@ -22,19 +22,11 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(prog=f"scalablevit {command}", add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> Never:
-        """Raise the message instead of printing it.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raise the message instead of printing it."""
         raise ValueError(f"{message}: see {self.prog} --help")
 
     def read(self, options: list[str]) -> argparse.Namespace:
-        """Parse options and operands in any order.
-
-        Raises:
-            ValueError: If an option is unknown, or a value is missing or wrong.
-        """
+        """Parse options and operands in any order."""
         known = [option for action in self._actions for option in action.option_strings]
         words: list[str] = []
         for option in options:
@@ -53,11 +45,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def check_output(option: str, path: Path) -> None:
-    """Check that a file can be written to the path of an option.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Check that a file can be written to the path of an option."""
     folder = path.parent
     if not path.name or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")

@@ -13,11 +13,7 @@ from scalablevit_pl.weights.hub import checksum
 
 
 def convert_reference(options: list[str]) -> None:
-    """Run `scalablevit convert REFERENCE.pth FOLDER --model NAME|CONFIG.json`.
-
-    Raises:
-        ValueError: If the checkpoint cannot be read, or is not of that network, or the folder holds a model.
-    """
+    """Run `scalablevit convert REFERENCE.pth FOLDER --model NAME|CONFIG.json`."""
     parser = OptionParser("convert")
     parser.add_argument("reference", type=Path)
     parser.add_argument("folder", type=Path)

@@ -11,11 +11,7 @@ from scalablevit_pl.experiment.start import parse_fit
 
 
 def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
-    """Return the doctor's own options, and the remaining ones, which are those of a fit.
-
-    Raises:
-        ValueError: If a value is invalid or out of range.
-    """
+    """Return the doctor's own options, and the remaining ones, which are those of a fit."""
     parser = OptionParser("doctor")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -18,11 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_command(command: str, options: list[str]) -> int:
-    """Run one of the commands and return the exit status.
-
-    Raises:
-        ValueError: If something is wrong that the user can fix.
-    """
+    """Run one of the commands and return the exit status."""
     invocation = Invocation.parse([command, *options])
     if command == "predict" and not (invocation.run or invocation.configs or "--help-all" in options):
         from scalablevit_pl.commands.predict import predict_files
@@ -51,11 +47,7 @@ predict = partial(run_command, "predict")
 
 
 def end_preempted(stop: PreemptedError) -> int:
-    """Report how to resume a stopped run, have SLURM requeue it if its signal asked for that, and return the status.
-
-    Raises:
-        ValueError: If SLURM refuses.
-    """
+    """Report how to resume a stopped run, have SLURM requeue it if its signal asked for that, and return the status."""
     first = is_first_process()
     job = requeue_job() if first and stop.signum == REQUEUE else None
     if job is not None:

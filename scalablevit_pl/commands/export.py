@@ -25,11 +25,7 @@ CURVES = "curves.png"
 
 
 def export_run(options: list[str]) -> None:
-    """Run `scalablevit export RUN|CHECKPOINT FOLDER`.
-
-    Raises:
-        ValueError: If there is no such checkpoint, its network has no ScalableViT backbone, or the folder holds files.
-    """
+    """Run `scalablevit export RUN|CHECKPOINT FOLDER`."""
     parser = OptionParser("export")
     parser.add_argument("weights")
     parser.add_argument("folder", type=Path)
@@ -54,9 +50,6 @@ def describe_stored(stored: StoredModel) -> tuple[Description, CardSubject]:
     """Return the description to export, and the network as its card presents it.
 
     A network of a user's class is described by its own record, without importing that class.
-
-    Raises:
-        ValueError: If the network has no ScalableViT backbone, or the weights do not fit it.
     """
     description, source = stored.description, stored.source
     if "backbone" not in description.config:

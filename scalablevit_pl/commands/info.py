@@ -24,11 +24,7 @@ WIDTH = 80
 
 
 def show_info(options: list[str]) -> None:
-    """Run `scalablevit info FOLDER|OWNER/NAME`.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+    """Run `scalablevit info FOLDER|OWNER/NAME`."""
     parser = OptionParser("info")
     parser.add_argument("model")
     parser.add_argument("--revision")

@@ -48,11 +48,7 @@ class Run:
 
 
 def plot_runs(options: list[str]) -> None:
-    """Run `scalablevit plot RUN [RUN …] [--out FILE]`.
-
-    Raises:
-        ValueError: If a run does not exist or has no metrics yet, or there are too many to distinguish.
-    """
+    """Run `scalablevit plot RUN [RUN …] [--out FILE]`."""
     parser = OptionParser("plot")
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("comparison.png"))
@@ -75,11 +71,7 @@ def plot_runs(options: list[str]) -> None:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the metrics of a run.
-
-    Raises:
-        ValueError: If there are none yet, or a file is damaged.
-    """
+    """Read the metrics of a run."""
     path, resolved = folder / "metrics.csv", folder / RESOLVED
     rows = read_metrics(path) if path.is_file() else {}
     if not rows:

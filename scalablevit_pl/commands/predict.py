@@ -20,11 +20,7 @@ from scalablevit_pl.weights.source import load_weights, pin_weights, weights_pat
 
 
 def predict_files(options: list[str]) -> None:
-    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE] [--average ema|none]`.
-
-    Raises:
-        ValueError: If an option is wrong, the weights cannot be loaded or an image cannot be read; nothing is written.
-    """
+    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE] [--average ema|none]`."""
     arguments = _parse(options)
     paths = find_images(arguments.images)
     weights = pin_weights(arguments.weights)
@@ -62,11 +58,7 @@ def _check_out(out: Path, used: list[Path]) -> None:
 
 
 def find_images(sources: Iterable[Path]) -> list[Path]:
-    """Return image files as given, and those in given folders and below, sorted.
-
-    Raises:
-        ValueError: If a source does not exist or a folder holds no image.
-    """
+    """Return image files as given, and those in given folders and below, sorted."""
     paths: list[Path] = []
     for source in sources:
         found = images_below(source) if source.is_dir() else [source]

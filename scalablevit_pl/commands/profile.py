@@ -24,11 +24,7 @@ BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 128]}
 
 
 def profile(words: list[str]) -> None:
-    """Run `scalablevit profile MODEL [MODEL …] [OPTIONS]`.
-
-    Raises:
-        ValueError: If a network or a value is unknown, a file cannot be written, or nothing could be measured.
-    """
+    """Run `scalablevit profile MODEL [MODEL …] [OPTIONS]`."""
     options = read_options(words)
     folders = check_networks(options.networks)
     if options.threads:
@@ -54,21 +50,13 @@ def write_record(record: dict[str, Any], table: str, path: Path | None) -> None:
 
 
 def check_json(path: Path | None) -> None:
-    """Check that the file of `--json` can be written.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Check that the file of `--json` can be written."""
     if path and str(path) != "-":
         check_output("--json", path)
 
 
 def _check_measured(results: Sequence[Result]) -> None:
-    """Check that at least one case was measured.
-
-    Raises:
-        ValueError: If none was, with the reason and a remedy for each network.
-    """
+    """Check that at least one case was measured."""
     if any(result.seconds for result in results):
         return
     reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
@@ -88,11 +76,7 @@ def _remedy(note: str) -> str:
 
 
 def read_options(words: list[str]) -> Namespace:
-    """Parse the command's options, and fill in what depends on the device.
-
-    Raises:
-        ValueError: If a value is unknown or contradicts another option.
-    """
+    """Parse the command's options, and fill in what depends on the device."""
     positive = whole_number(1)
     parser = OptionParser("profile")
     parser.add_argument("networks", nargs="+", metavar="MODEL")

@@ -24,9 +24,6 @@ def profile_data(options: list[str]) -> None:
 
     Args:
         options: The command's own options, and those of the fit.
-
-    Raises:
-        ValueError: If the data cannot be loaded, or its loader cannot be built.
     """
     own, others = read_options(options)
     fit, _ = parse_fit(others)
@@ -61,11 +58,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
-    """Return the command's own options, and the remaining ones, which are those of a fit.
-
-    Raises:
-        ValueError: If a value is out of range, or the file of `--json` cannot be written.
-    """
+    """Return the command's own options, and the remaining ones, which are those of a fit."""
     parser = OptionParser("profile data")
     parser.add_argument("--workers", type=list_of(whole_number(0, MOST_WORKERS)), default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -13,11 +13,7 @@ from scalablevit_pl.weights.source import fetch_model
 
 
 def pull_repository(options: list[str]) -> None:
-    """Run `scalablevit pull OWNER/NAME FOLDER`.
-
-    Raises:
-        ValueError: If it cannot be downloaded or loaded, or the folder holds a model.
-    """
+    """Run `scalablevit pull OWNER/NAME FOLDER`."""
     parser = OptionParser("pull")
     parser.add_argument("repository")
     parser.add_argument("folder", type=Path)

@@ -9,11 +9,7 @@ from scalablevit_pl.weights.hub import plan_push, push, repository_url
 
 
 def push_folder(options: list[str]) -> None:
-    """Run `scalablevit push FOLDER OWNER/NAME`.
-
-    Raises:
-        ValueError: If a check fails or the Hub refuses.
-    """
+    """Run `scalablevit push FOLDER OWNER/NAME`."""
     parser = OptionParser("push")
     parser.add_argument("folder", type=Path)
     parser.add_argument("repository")

@@ -34,9 +34,6 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
         weights: Their name, for messages.
         command: The command; only `fit` may use another image size.
         named: Fields of the preprocessing that options on the command line set.
-
-    Raises:
-        ValueError: If the configuration contradicts the weights.
     """
     if "backbone" not in stored.description.config:
         kind = stored.description.config.get("init_args", {}).get("model_name", "another network")
@@ -69,11 +66,7 @@ def _takes_center_crops(config: Namespace) -> bool:
 
 
 def _adopt_preprocessing(config: Namespace, stored: Preprocessing, command: str, named: Collection[str]) -> None:
-    """Use the preprocessing of the weights wherever the configuration sets none.
-
-    Raises:
-        ValueError: If the configuration sets another normalization or, except in a fit, another size.
-    """
+    """Use the preprocessing of the weights wherever the configuration sets none."""
     theirs = asdict(stored)
     given = config.get("data.init_args.preprocessing")
     given = theirs if given is None else asdict(Preprocessing(**given.as_dict()))
@@ -102,9 +95,6 @@ def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, 
     Args:
         section: `class_path`, one of `CREATE` and `BUILD`, and `init_args` of the recipe's network.
         stored: The weights.
-
-    Raises:
-        ValueError: If the recipe asks for another network than that of the weights.
     """
     arguments = dict(section.get("init_args") or {})
     config = _classifier_config(stored, arguments)

@@ -40,11 +40,7 @@ class Invocation:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
-        """Parse the command and its options.
-
-        Raises:
-            ValueError: If the value of an option is missing.
-        """
+        """Parse the command and its options."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--run")
@@ -67,9 +63,6 @@ class Invocation:
         """Return the same invocation with the run, the configuration files and the commit of the weights filled in.
 
         Resolving the result again changes nothing, so child processes that parse its words see the same.
-
-        Raises:
-            ValueError: If a configuration file, the run or the weights do not exist, or there is nothing to start from.
         """
         if "--help-all" in self.rest:
             return type(self)(self.command, rest=("--help",))
@@ -146,11 +139,7 @@ def _run_of_checkpoint(checkpoint: str | None) -> str | None:
 
 
 def find_config(name: str) -> Path:
-    """Return the configuration file of that name: a path, or a file of the package's `configs/`.
-
-    Raises:
-        ValueError: If there is none; the message names the nearest recipe.
-    """
+    """Return the configuration file of that name: a path, or a file of the package's `configs/`."""
     for candidate in (Path(name), *(folder / name for folder in CONFIG_FOLDERS)):
         if candidate.is_file():
             return candidate

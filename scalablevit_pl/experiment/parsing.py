@@ -57,11 +57,7 @@ class ParsedExperiment(LightningCLI):
         parser.add_lightning_class_args(WeightAverage, "ema")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words of the invocation; `sys.argv` does not matter.
-
-        Raises:
-            ValueError: If an option is unknown or its value is invalid.
-        """
+        """Parse the words of the invocation; `sys.argv` does not matter."""
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:

@@ -22,9 +22,6 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
 
     Returns:
         The trainer after the run.
-
-    Raises:
-        ValueError: If an option is invalid, the folder belongs to another run, or what the command needs is missing.
     """
     parsed = ParsedExperiment(invocation)
     with ExitStack() as held:
@@ -42,11 +39,7 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
 
 
 def prepare_folder(parsed: ParsedExperiment, start: StartingPoint) -> None:
-    """Make the run folder; a fit writes its configuration, unless the folder holds another run.
-
-    Raises:
-        ValueError: If it does, or if the configuration contradicts that of the run that continues.
-    """
+    """Make the run folder; a fit writes its configuration, unless the folder holds another run."""
     if parsed.command == "fit":
         if start.record is not None:
             check_resumable(start.record["config"], parsed.record())

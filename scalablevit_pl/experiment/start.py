@@ -48,11 +48,7 @@ def parse_fit(options: Sequence[str]) -> tuple[ParsedExperiment, StartingPoint]:
 
 
 def find_start(parsed: ParsedExperiment) -> StartingPoint:
-    """Find and read what a command starts from, and adapt its configuration to it.
-
-    Raises:
-        ValueError: If weights are needed but missing or unreadable, or the configuration contradicts them.
-    """
+    """Find and read what a command starts from, and adapt its configuration to it."""
     config = parsed.config
     automatic = config.ckpt_path == "auto"
     found = _newest_checkpoint(parsed.folder, parsed.command) if automatic else _named_checkpoint(parsed)
@@ -85,11 +81,7 @@ def _named_checkpoint(parsed: ParsedExperiment) -> tuple[Path, dict[str, Any]] |
 
 
 def _newest_checkpoint(folder: Path, command: str) -> tuple[Path, dict[str, Any]] | None:
-    """Read the newest intact checkpoint of the run; None if the run has not written any.
-
-    Raises:
-        ValueError: If all checkpoints are damaged, or the command is not `fit`.
-    """
+    """Read the newest intact checkpoint of the run; None if the run has not written any."""
     if command != "fit":
         raise ValueError("--ckpt_path auto resumes a fit: give best, last or a file")
     paths = resumable_checkpoints(folder)

@@ -226,11 +226,7 @@ class BaseTask(pl.LightningModule, ABC):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule for the actual global batch and number of steps.
-
-        Raises:
-            ValueError: If the number of steps or the batch size is unknown, or optimizer or schedule reject them.
-        """
+        """Build optimizer and schedule for the actual global batch and number of steps."""
         resolved = self.resolve(shape_of(self.trainer))
         self.resolved = record = resolved.record
         base, lr = record["base_batch_size"], record["lr"]
@@ -382,11 +378,7 @@ def _mark_updated(metric: Any) -> None:
 
 
 def _checkpoint_gradients(network: nn.Module) -> None:
-    """Switch gradient checkpointing on.
-
-    Raises:
-        ValueError: If the network does not support it.
-    """
+    """Switch gradient checkpointing on."""
     try:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError, NotImplementedError) as error:  # all three occur in timm

@@ -57,11 +57,7 @@ class ResolvedFit:
 
 
 def shape_of(trainer: pl.Trainer) -> FitShape:
-    """Return the size of the fit that a trainer is about to run.
-
-    Raises:
-        ValueError: If the number of steps or the batch size is unknown.
-    """
+    """Return the size of the fit that a trainer is about to run."""
     trainer.fit_loop.setup_data()  # not yet done where only the number of steps limits the training
     total_steps = trainer.estimated_stepping_batches
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
@@ -100,9 +96,6 @@ def resolve_fit(
         shape: Size of the fit.
         base_batch_size: Global batch for which the learning rate is given; None uses the rate unscaled.
         layer_decay: Factor by which the learning rate decays from each layer to the one below.
-
-    Raises:
-        ValueError: If optimizer or schedule reject their settings, or do not fit precision and clipping.
     """
     factor = shape.global_batch / (base_batch_size or shape.global_batch)
     optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor)

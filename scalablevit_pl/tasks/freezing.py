@@ -15,9 +15,6 @@ def freeze(network: nn.Module, names: Sequence[str]) -> None:
     Args:
         network: Changed in place.
         names: Modules as the state dict spells them, or `features` for all but the last layer.
-
-    Raises:
-        ValueError: If a name is not a part with parameters, or nothing is left to train.
     """
     for name in names:
         if name != FEATURES:
