@@ -105,10 +105,6 @@ class WeightAverage(pl.Callback):
         network: Any = self.network
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # one kernel for many tensors
         average(list(network.parameters()), list(trained.parameters()), 0)
-        self._copy_buffers(trained)
-
-    def _copy_buffers(self, trained: nn.Module) -> None:
-        network: Any = self.network
         for copied, buffer in zip(network.buffers(), trained.buffers(), strict=True):
             copied.copy_(buffer)
 
@@ -140,10 +136,7 @@ class WeightAverage(pl.Callback):
         if self._stored is not None:
             self._begin(pl_module)
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Use the averaged weights of the checkpoint, if it holds any."""
-        if self._stored is not None:
-            self._begin(pl_module)
+    on_predict_start = on_test_start
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

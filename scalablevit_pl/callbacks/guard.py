@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
-from torch.optim import Optimizer
 
 from scalablevit_pl.callbacks.preemption import PreemptedError
+from scalablevit_pl.run_folder import CHECKPOINTS
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
@@ -62,17 +62,18 @@ class LossGuard(pl.Callback):
             event.record()
         self.asked = (spoilt, loss, event)
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Stop before the step that would make the weights non-finite."""
-        self._check(trainer)
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop before the step that would make the weights non-finite, and also at a batch without a step."""
+        if self.asked is None:
+            return
+        (spoilt, loss, event), self.asked = self.asked, None
+        if event is not None:
+            event.synchronize()
+        ranks = [rank for rank, count in enumerate(spoilt.tolist()) if count]
+        if ranks:
+            self._stop(trainer, ranks, loss)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop also at a batch that only accumulates gradients."""
-        self._check(trainer)
+    on_train_batch_end = on_before_optimizer_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -87,16 +88,6 @@ class LossGuard(pl.Callback):
                 "--trainer.gradient_clip_val or with --trainer.precision 32-true"
             )
 
-    def _check(self, trainer: pl.Trainer) -> None:
-        if self.asked is None:
-            return
-        (spoilt, loss, event), self.asked = self.asked, None
-        if event is not None:
-            event.synchronize()
-        ranks = [rank for rank, count in enumerate(spoilt.tolist()) if count]
-        if ranks:
-            self._stop(trainer, ranks, loss)
-
     def _stop(self, trainer: pl.Trainer, ranks: list[int], loss: Tensor) -> None:
         """Record the batch of this process if its loss is non-finite, and raise on all processes."""
         rank, rate = trainer.global_rank, max(group["lr"] for group in trainer.optimizers[0].param_groups)
@@ -110,8 +101,9 @@ class LossGuard(pl.Callback):
                 "lr": rate,
                 "loss": str(loss.item()),  # JSON has no NaN
                 "last_checkpoint": str(last) if last else None,
-                **{name: _plain(values) for name, values in self.batch.items()},
             }
+            for name, values in self.batch.items():
+                record[name] = values.tolist() if isinstance(values, Tensor) else list(values)
             save_json(record, self._record(trainer, rank))
         if trainer.world_size > 1:
             torch.distributed.barrier()  # the first to raise ends the others, which must have written their records
@@ -127,16 +119,12 @@ class LossGuard(pl.Callback):
 
     def _last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint of the run; non-finite weights are never written."""
-        paths = [path for path in (self.folder / "checkpoints").glob("*.ckpt") if not path.name.startswith(".")]
+        paths = (self.folder / CHECKPOINTS).glob("[!.]*.ckpt")
         return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _named(checkpoint: Path | None) -> str:
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-
-
-def _plain(values: Any) -> list[Any]:
-    return list(values.tolist()) if isinstance(values, Tensor) else list(values)
 
 
 class UnreadableList(pl.Callback):
@@ -150,30 +138,12 @@ class UnreadableList(pl.Callback):
         self.folder = folder
         self.written = 0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Write new entries."""
         if len(_unreadable(trainer)) > self.written:
-            self._write(trainer)
+            self.on_validation_end(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the entries of the evaluation."""
-        self._write(trainer)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the entries of the evaluation."""
-        self._write(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write entries again that another process may have overwritten."""
-        self._write(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write all entries: too many unreadable images are a common reason of an exception."""
-        self._write(trainer)
-
-    def _write(self, trainer: pl.Trainer) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Append missing lines.
 
         When two processes write at once, lines of one are lost: each appends all of its lines again the next time.
@@ -187,6 +157,9 @@ class UnreadableList(pl.Callback):
             aside.write_text("".join(f"{line}\n" for line in [*there, *missing]), encoding="utf-8")
             aside.replace(path)
         self.written = len(lines)
+
+    # Too many unreadable images are a common reason of an exception.
+    on_test_end = on_train_end = on_exception = on_validation_end
 
 
 def _unreadable(trainer: pl.Trainer) -> list[str]:
