@@ -1,8 +1,8 @@
-"""A datamodule for semantic segmentation, written as a user of the package would."""
+"""A datamodule for semantic segmentation with images of any size, written as a user of the package would."""
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,27 +10,28 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch.nn import functional
 
-from scalablevit_pl.data import BaseDataModule, Preprocessing
-from scalablevit_pl.data.images import JointTransform, Row, Sample, Targets
+from scalablevit_pl.data import BaseDataModule, DensePreprocessing
+from scalablevit_pl.data.images import JointTransform, Row, Sample, Targets, collate
 from scalablevit_pl.preprocessing import to_pixels
 
 IGNORED = 255
 
 
 class SegmentationDataModule(BaseDataModule):
-    """Images with masks: `image (B, 3, H, W)` and `mask (B, H, W)`, where 255 is ignored.
+    """Images with masks, random crops in training and padded images in evaluation: `mask (B, H, W)`, 255 is ignored.
 
     Args:
-        dataset: See `BaseDataModule`.
+        dataset: Data set with a column of masks as PNG files.
         classes: Names of the classes.
-        mask_column: Name of the column with the masks' PNG files.
-        preprocessing: Side of the images, and normalization.
+        mask_column: Name of that column.
+        crop: Largest side of a training image.
+        preprocessing: Size in evaluation, and normalization.
         **kwargs: Arguments of `BaseDataModule`.
     """
 
-    preprocessing: Preprocessing
+    preprocessing: DensePreprocessing
 
     def __init__(
         self,
@@ -38,12 +39,12 @@ class SegmentationDataModule(BaseDataModule):
         *,
         classes: Sequence[str],
         mask_column: str = "mask",
-        preprocessing: Preprocessing | None = None,
+        crop: int = 32,
+        preprocessing: DensePreprocessing | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dataset, preprocessing=preprocessing or Preprocessing(32, 1.0), **kwargs)
-        self.class_names = list(classes)
-        self.mask_column = mask_column
+        super().__init__(dataset, preprocessing=preprocessing or DensePreprocessing(), **kwargs)
+        self.class_names, self.mask_column, self.crop = list(classes), mask_column, crop
 
     def targets(self, splits: datasets.DatasetDict, split: str) -> Targets:
         if self.mask_column not in splits[split].features:
@@ -51,32 +52,39 @@ class SegmentationDataModule(BaseDataModule):
         return Targets([self.mask_column], partial(read_mask, self.mask_column))
 
     def transform(self, training: bool) -> JointTransform:
-        return partial(vary if training else fit, self.preprocessing.input_size)
+        return partial(crop_and_flip, self.crop) if training else partial(resize, self.preprocessing)
+
+    def collate(self) -> Callable[[list[Sample]], dict[str, Any]]:
+        return partial(pad_and_stack, self.preprocessing)
 
 
 def read_mask(column: str, row: Row) -> Image.Image:
     return Image.open(io.BytesIO(row[column]))
 
 
-def vary(size: int, image: Image.Image, mask: Image.Image) -> Sample:
-    """Crop image and mask at random, and flip both or none."""
+def crop_and_flip(size: int, image: Image.Image, mask: Image.Image) -> Sample:
     left, top = (random.randint(0, max(side - size, 0)) for side in image.size)
-    image, mask = (each.crop((left, top, *image.size)) for each in (image, mask))
+    box = (left, top, min(left + size, image.width), min(top + size, image.height))
+    image, mask = image.crop(box), mask.crop(box)
     if random.random() < 0.5:
         image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
-    return fit(size, image, mask)
+    return {"image": to_pixels(image), "mask": torch.from_numpy(np.array(mask)).long()}
 
 
-def fit(size: int, image: Image.Image, mask: Image.Image | None) -> Sample:
-    """Cut off what is beyond a square, and pad what is missing; the padding is ignored."""
-    sample = {"image": _fit(size, to_pixels(image), 0)}
+def resize(preprocessing: DensePreprocessing, image: Image.Image, mask: Image.Image | None) -> Sample:
+    sample = {"image": preprocessing.pixels(image)}
     if mask is None:
         return sample
-    classes = torch.from_numpy(np.array(mask)).long()
-    return sample | {"mask": _fit(size, classes, IGNORED)}
+    height, width = preprocessing.resized_size((image.height, image.width))
+    mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    return sample | {"mask": torch.from_numpy(np.array(mask)).long()}
 
 
-def _fit(size: int, pixels: Tensor, fill: int) -> Tensor:
-    pixels = pixels[..., :size, :size]
-    missing = (0, size - pixels.shape[-1], 0, size - pixels.shape[-2])
-    return torch.nn.functional.pad(pixels, missing, value=fill)
+def pad_and_stack(preprocessing: DensePreprocessing, samples: list[Sample]) -> dict[str, Any]:
+    height, width = (max(sample["image"].shape[side] for sample in samples) for side in (1, 2))
+    for sample in samples:
+        sample["image"] = preprocessing.pad(sample["image"], (height, width))
+        if "mask" in sample:
+            missing = (0, width - sample["mask"].shape[1], 0, height - sample["mask"].shape[0])
+            sample["mask"] = functional.pad(sample["mask"], missing, value=IGNORED)
+    return collate(samples)

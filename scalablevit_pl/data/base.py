@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,9 +38,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
     a function of the run's seed, the epoch and the batch's number, for any number of workers and interruptions.
 
     A subclass supplies `targets` and `transform`, and overrides what else differs: `collate`, `find_class_names`,
-    `needs_training_split`, `read_folder`, `augment_batch`. The functions that `targets` and `transform` return run in
-    the loader processes, which may need to pickle them: use functions, `functools.partial` or dataclasses, not methods
-    of the datamodule. They draw from the global generators of Python, NumPy and torch, seeded for each sample.
+    `needs_training_split`, `read_folder`, `augment_batch`. The functions that the first three return run in the loader
+    processes, which may have to pickle them: return functions, `functools.partial` or dataclasses, not methods of the
+    datamodule. They draw from the global generators of Python, NumPy and torch, seeded for each sample.
 
     Args:
         dataset: A data set's id on the Hub, or a local folder of parquet files or of what `read_folder` loads.
@@ -74,8 +74,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
     Raises:
         ValueError: If a number is out of its range.
     """
-
-    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -145,6 +143,10 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
         Its result is a dict with the sample's targets and `image (3, H, W)`: bytes, or floats that are normalized.
         """
+
+    def collate(self) -> Callable[[list[Sample]], Batch]:
+        """Return the function that turns samples into a batch; by default it stacks images of one size."""
+        return collate
 
     def find_class_names(self, splits: datasets.DatasetDict) -> list[str]:
         """Return the classes in the order of their indices; by default what `class_names` holds already."""
@@ -289,7 +291,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": self.collate,
+            "collate_fn": self.collate(),
             "worker_init_fn": spare_worker,
             "pin_memory": torch.cuda.is_available(),
             "timeout": self.worker_timeout if self.num_workers > 0 else 0.0,

@@ -199,7 +199,7 @@ def _time_batch(datamodule: BaseDataModule, number: int) -> dict[str, float]:
         clock.done("augment")
         samples.append(transform(pixels, target) | {"index": position, "path": ""})
         clock.done("augment" if steps else "crop")
-    batch = datamodule.collate(samples)
+    batch = datamodule.collate()(samples)
     clock.done("collate")
     datamodule.finish(datamodule.transfer_batch_to_device(batch, device, 0), training=True)
     if device.type == "cuda":

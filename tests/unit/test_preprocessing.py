@@ -198,8 +198,9 @@ def test_records_state_their_kind_except_the_center_crop() -> None:
     for kind in ("long_side", ["short_side"], None):
         with pytest.raises(ValueError, match="is unknown: use one of center_crop, short_side"):
             read_record(values | {"kind": kind})
-    with pytest.raises(ValueError, match="a center_crop preprocessing record holds"):
-        Preprocessing.from_dict(values)
+    for other in (values, crop.to_dict() | {"kind": "short_side"}):
+        with pytest.raises(ValueError, match="a center_crop preprocessing record holds"):
+            Preprocessing.from_dict(other)
 
 
 @pytest.mark.parametrize("record", [Preprocessing(64, 0.5), DensePreprocessing(64, 128)])

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from PIL import Image
 from segmentation_data import SegmentationDataModule
 
-from scalablevit_pl.data import Augmentation, BaseDataModule, ClassificationDataModule
+from scalablevit_pl.data import Augmentation, BaseDataModule, ClassificationDataModule, DensePreprocessing
 from scalablevit_pl.data.images import Sample
 from scalablevit_pl.data.samplers import Draw
 from scalablevit_pl.data.worker import spare_worker
@@ -390,6 +390,7 @@ def scenes(tmp_path: Path) -> Path:
 
 def make_scenes(folder: Path, stage: str = "fit", **arguments: Any) -> SegmentationDataModule:
     values = {"classes": ["ground", "building"], "batch_size": 4, "num_workers": 0, "max_unreadable": 1} | arguments
+    values["preprocessing"] = DensePreprocessing(40, 70)
     data = SegmentationDataModule(str(folder), **values)
     data.trainer = values.get("trainer")
     data.setup(stage)
@@ -402,11 +403,12 @@ def test_image_and_mask_are_varied_together(streaming: bool, scenes: Path) -> No
     batches = list(data.train_dataloader())
     assert [batch["index"].tolist() for batch in batches] != [[0, 1, 2, 3], [4, 5, 6, 7]]
     for batch in batches:
-        assert (batch["image"].shape, batch["mask"].shape) == ((4, 3, 32, 32), (4, 32, 32))
+        assert batch["image"].shape == (4, 3, *batch["mask"].shape[1:])
+        assert max(batch["mask"].shape[1:]) <= 32
         assert batch["mask"].dtype == torch.int64
         seen = batch["mask"] != 255
         assert torch.equal(batch["image"][:, 0][seen], batch["mask"][seen].to(torch.uint8))
-        assert not batch["image"][:, 0][~seen].any()
+        assert set(batch["image"][:, 0][~seen].tolist()) == {124}  # the mean color
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -436,7 +438,10 @@ def test_evaluation_of_any_target_counts_each_image_once(scenes: Path) -> None:
         data.trainer = make_trainer(2, rank)
         for batch in data.val_dataloader():
             batch = data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
-            assert (batch["image"].dtype, batch["mask"].shape[1:]) == (torch.float32, (32, 32))
+            assert batch["image"].dtype == torch.float32
+            assert batch["image"].shape == (len(batch["index"]), 3, *batch["mask"].shape[1:])
+            assert all(side % 32 == 0 for side in batch["mask"].shape[1:])
+            assert batch["image"][:, 0][batch["mask"] == 255].abs().max() < 0.02
             counted += [index for index in batch["index"].tolist() if index >= 0]
     assert sorted(counted) == [0, 1, 2, 3]  # row 4 is unreadable
 
