@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -48,22 +49,18 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_curves(curves: Mapping[str, Curve], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Draw metrics over the epochs side by side, the learning rate below.
 
-    Args:
-        curves: Epochs and values by metric name: `{train,val,val_ema}/NAME` and `train/lr`, as far as they exist.
-        labels: Label of the axis for each NAME.
-        path: The PNG to write.
-        title: Title of the figure.
+    `curves` may hold `{train,val,val_ema}/NAME` and `train/lr`; `labels` has the axis label of each NAME.
     """
     figure = Figure(figsize=(4.5 * max(2, len(labels)), 6.0), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplot_mosaic([list(labels), ["lr"] * len(labels)], height_ratios=[3, 1])
     for name, label in labels.items():
         for part, colour, meaning in PARTS:
-            _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, meaning)
+            _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, label=meaning)
         axes[name].set(xlabel="epoch", ylabel=label)
         if axes[name].lines:
             axes[name].legend()
-    _draw_curve(axes["lr"], curves.get("train/lr"), RATE, None)
+    _draw_curve(axes["lr"], curves.get("train/lr"), RATE)
     axes["lr"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     last = max((epoch for epochs, _ in curves.values() for epoch in epochs), default=1.0)
     for axis in axes.values():
@@ -73,13 +70,7 @@ def draw_curves(curves: Mapping[str, Curve], labels: Mapping[str, str], path: Pa
 
 
 def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], labels: Mapping[str, str], path: Path) -> None:
-    """Draw metrics of several runs over the epochs, each run in its own colour.
-
-    Args:
-        runs: Name and curves of each run, the curves as `draw_curves` takes them.
-        labels: Label of the axis for each metric.
-        path: The PNG to write.
-    """
+    """Draw metrics of several runs over the epochs, each run in its own colour, with curves as for `draw_curves`."""
     figure = Figure(figsize=(5.5 * max(2, len(labels)), 5.6), layout="constrained")
     axes = dict(zip(labels, np.atleast_1d(figure.subplots(1, len(labels))), strict=True))
     styles = {"train": ("--", "training"), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
@@ -88,9 +79,7 @@ def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], labels: Map
         handles.append(Line2D([], [], color=colour, linewidth=3, label=shorten(name, 40)))
         for key, values in curves.items():
             part, _, metric = key.partition("/")
-            if np.isfinite(values[1]).any():
-                marker = "o" if len(values[0]) < 30 else ""
-                axes[metric].plot(*values, styles[part][0], color=colour, marker=marker, markersize=3)
+            if _draw_curve(axes[metric], values, colour, linestyle=styles[part][0]):
                 drawn.add(part)
     for part, (style, label) in styles.items():
         if part in drawn:
@@ -108,9 +97,12 @@ def _style(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_curve(axis: Axes, curve: Curve | None, colour: str, label: str | None) -> None:
-    if curve is not None and np.isfinite(curve[1]).any():
-        axis.plot(*curve, color=colour, label=label, marker="o" if len(curve[0]) < 30 else "", markersize=3)
+def _draw_curve(axis: Axes, curve: Curve | None, colour: str, **style: Any) -> bool:
+    """Draw a curve with at least one finite value, and return whether it has one."""
+    if curve is None or not np.isfinite(curve[1]).any():
+        return False
+    axis.plot(*curve, color=colour, marker="o" if len(curve[0]) < 30 else "", markersize=3, **style)
+    return True
 
 
 def draw_predictions(
@@ -121,16 +113,7 @@ def draw_predictions(
     path: Path,
     title: str,
 ) -> None:
-    """Draw a grid of images with label and prediction; wrong predictions are marked.
-
-    Args:
-        images: Pixels `(H, W, 3)`.
-        labels: True class of each image.
-        predictions: Predicted class of each image.
-        probabilities: Probability of each prediction.
-        path: The PNG to write.
-        title: Title of the figure.
-    """
+    """Draw a grid of images `(H, W, 3)` with label, prediction and its probability; wrong predictions are marked."""
     columns = max(1, min(8, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(max(6.0, 1.5 * columns + 0.2), 1.95 * rows + 0.6), layout="constrained")
@@ -151,13 +134,9 @@ def draw_predictions(
 
 
 def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix: each row is a true class, shaded by the share of its images.
+    """Draw a confusion matrix `counts (K, K)`: each row is a true class, shaded by the share of its images.
 
-    Args:
-        counts: `(K, K)`, images of class i predicted as j.
-        class_names: Names of the K classes; omitted where they would not be legible.
-        path: The PNG to write.
-        title: Title of the figure.
+    Names of classes are omitted where they would not be legible.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(class_names)

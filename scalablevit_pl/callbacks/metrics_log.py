@@ -2,7 +2,7 @@
 
 import csv
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,5 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 def curve(rows: Mapping[int, Mapping[str, float]], name: str, steps_per_epoch: int) -> Curve:
     """Return one metric over the epochs."""
-    points: Iterator[tuple[float, float]] = (
-        ((step + 1) / steps_per_epoch, row[name]) for step, row in rows.items() if name in row
-    )
-    epochs, values = zip(*points, strict=True) if any(name in row for row in rows.values()) else ((), ())
-    return epochs, values
+    points = [((step + 1) / steps_per_epoch, row[name]) for step, row in rows.items() if name in row]
+    return tuple(epoch for epoch, _ in points), tuple(value for _, value in points)

@@ -57,7 +57,7 @@ class Throughput(pl.Callback):
         self.fetched = 0.0
         self.paused = self.pauses = self.pause_per_step = 0.0
         self.interrupted = True
-        trainer.profiler = FetchTimer(trainer.profiler, self.on_fetch, self.on_pause, self.clock)  # type: ignore[attr-defined]
+        trainer.profiler = FetchTimer(trainer.profiler, self)  # type: ignore[attr-defined]
 
     def on_fetch(self, begin: float, end: float) -> None:
         """Record a wait for data, and a pause before it."""
@@ -72,17 +72,11 @@ class Throughput(pl.Callback):
             self.last_end = begin
         self.interrupted = False
 
-    def on_pause(self) -> None:
-        """Record an interruption between two batches."""
-        self.interrupted = True
-
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exclude a validation."""
+        """Exclude a validation, or the end of an epoch with its pictures and the start of loader processes."""
         self.interrupted = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exclude the end of an epoch, with its pictures and the start of loader processes."""
-        self.interrupted = True
+    on_train_epoch_end = on_validation_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,36 +118,26 @@ class FetchTimer(Profiler):
 
     Args:
         inner: The configured profiler, or Lightning's own that does nothing.
-        on_fetch: Called with begin and end of a wait for a training batch.
-        on_pause: Called after a checkpoint was saved.
-        clock: Returns the time in seconds.
+        throughput: Receives the waits for training batches, and the interruptions by checkpoints.
     """
 
-    def __init__(
-        self,
-        inner: Profiler,
-        on_fetch: Callable[[float, float], None],
-        on_pause: Callable[[], None],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, inner: Profiler, throughput: Throughput) -> None:
         super().__init__(inner.dirpath, inner.filename)
         self.inner = inner
-        self.on_fetch = on_fetch
-        self.on_pause = on_pause
-        self.clock = clock
+        self.throughput = throughput
         self.begin = 0.0
 
     def start(self, action_name: str) -> None:
         """Start to time an action."""
         self.inner.start(action_name)
-        self.begin = self.clock() if action_name.endswith(FETCH) else self.begin
+        self.begin = self.throughput.clock() if action_name.endswith(FETCH) else self.begin
 
     def stop(self, action_name: str) -> None:
         """Report an action."""
         if action_name.endswith(FETCH):
-            self.on_fetch(self.begin, self.clock())
+            self.throughput.on_fetch(self.begin, self.throughput.clock())
         elif action_name == SAVE:
-            self.on_pause()
+            self.throughput.interrupted = True
         self.inner.stop(action_name)
 
     def summary(self) -> str:

@@ -44,8 +44,10 @@ class OptionParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(words)
 
 
-def check_output(option: str, path: Path) -> None:
+def check_output(option: str, path: Path, suffix: str = "") -> None:
     """Check that a file can be written to the path of an option."""
+    if suffix and path.suffix.lower() != suffix:
+        raise ValueError(f"{option} {str(path)!r} must be the name of a {suffix}")
     folder = path.parent
     if not path.name or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")

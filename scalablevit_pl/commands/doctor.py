@@ -26,11 +26,7 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
 
 
 def diagnose(options: list[str]) -> int:
-    """Check a fit, print the findings, and return the exit status: 1 if a check fails, else 0.
-
-    Args:
-        options: The doctor's own options, and those of the fit.
-    """
+    """Check a fit, print the findings, and return the exit status: 1 if a check fails, else 0."""
     own, others = read_options(options)
     with progress_bars(shown=False), quiet():  # the findings replace the log
         findings = list(Examination(*parse_fit(others), own).findings())

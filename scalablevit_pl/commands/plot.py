@@ -11,7 +11,7 @@ from typing import Any
 
 from scalablevit_pl.callbacks.metrics_log import curve, read_metrics
 from scalablevit_pl.callbacks.run_record import PARTS, metric_record
-from scalablevit_pl.commands.arguments import OptionParser
+from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.plotting import RUN_COLOURS, Curve, draw_comparison
 from scalablevit_pl.run_folder import RESOLVED, existing_run
 from scalablevit_pl.tasks.classification import ClassificationTask
@@ -56,8 +56,7 @@ def plot_runs(options: list[str]) -> None:
     names = list(dict.fromkeys(arguments.runs))
     if len(names) > len(RUN_COLOURS):
         raise ValueError(f"one picture cannot distinguish {len(names)} runs: give at most {len(RUN_COLOURS)}")
-    if arguments.out.suffix.lower() != ".png" or not arguments.out.resolve().parent.is_dir():
-        raise ValueError(f"--out {str(arguments.out)!r} must be the name of a .png in a folder that exists")
+    check_output("--out", arguments.out, ".png")
     runs = [read_run(existing_run(name)) for name in names]
     labels = {name: label for run in runs for name, label in run.labels.items()}
     curves = [

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -14,13 +14,21 @@ from typing import Any, TypeVar
 import torch
 
 from scalablevit_pl.commands.arguments import OptionParser, check_output
-from scalablevit_pl.profiling.measurement import Plan, Result, measure
+from scalablevit_pl.profiling.measurement import Plan, measure
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
 from scalablevit_pl.profiling.report import describe, headline, report
 from scalablevit_pl.storage import save_json
 
 Value = TypeVar("Value")
 BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 128]}
+# What to do if nothing could be measured, by a part of the reason; the first that occurs counts.
+REMEDIES = {
+    ": give ": "",  # the reason names a remedy
+    " is damaged": ": use an intact copy of it",
+    "does not compile": ": give --compile false",
+    "out of memory": ": give a smaller --batch-size or --input-size",
+    "": ": give another --input-size, --batch-size or --mode",
+}
 
 
 def profile(words: list[str]) -> None:
@@ -32,7 +40,9 @@ def profile(words: list[str]) -> None:
     device = torch.device(options.device)
     plan = Plan(options.repeats, options.seconds, options.warmup)
     results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
-    _check_measured(results)
+    if not any(result.seconds for result in results):
+        reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
+        raise ValueError(f"nothing could be measured: {'; '.join(reasons)}") from results[0].error
     record = describe(results, device, plan)
     write_record(record, report(results, record), options.json)
     if options.plot:
@@ -55,24 +65,8 @@ def check_json(path: Path | None) -> None:
         check_output("--json", path)
 
 
-def _check_measured(results: Sequence[Result]) -> None:
-    """Check that at least one case was measured."""
-    if any(result.seconds for result in results):
-        return
-    reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
-    raise ValueError(f"nothing could be measured: {'; '.join(reasons)}") from results[0].error
-
-
 def _remedy(note: str) -> str:
-    if ": give " in note:
-        return ""  # the note has a remedy
-    if " is damaged" in note:
-        return ": use an intact copy of it"
-    if note == "out of memory":
-        return ": give a smaller --batch-size or --input-size"
-    if note.startswith("does not compile"):
-        return ": give --compile false"
-    return ": give another --input-size, --batch-size or --mode"
+    return next(remedy for part, remedy in REMEDIES.items() if part in note)
 
 
 def read_options(words: list[str]) -> Namespace:
@@ -134,9 +128,7 @@ def _check(options: Namespace) -> None:
 def _check_plot(options: Namespace) -> None:
     from scalablevit_pl.profiling.picture import MOST_NETWORKS, MOST_WAYS
 
-    if options.plot.suffix.lower() != ".png":
-        raise ValueError(f"--plot {str(options.plot)!r} must be the name of a .png")
-    check_output("--plot", options.plot)
+    check_output("--plot", options.plot, ".png")
     ways = len({replace(setting, network="", batch_size=1) for setting in settings_of(options)})
     if ways > MOST_WAYS:
         raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")

@@ -20,11 +20,7 @@ MOST_WORKERS = 256  # a typing error such as 22222 would keep the machine busy w
 
 
 def profile_data(options: list[str]) -> None:
-    """Measure the train loader of a fit.
-
-    Args:
-        options: The command's own options, and those of the fit.
-    """
+    """Run `scalablevit profile data [OPTIONS] [OPTIONS OF A FIT]`."""
     own, others = read_options(options)
     fit, _ = parse_fit(others)
     datamodule = fit.build("data").data

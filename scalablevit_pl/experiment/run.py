@@ -14,14 +14,9 @@ from scalablevit_pl.run_folder import check_resumable, claim_folder, locked_fold
 
 
 def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer:
-    """Parse the command, find what it starts from, take the run folder, build all parts and run them.
+    """Find what a resolved command starts from, take the run folder, build all parts, run them, return the trainer.
 
-    Args:
-        invocation: The resolved command line.
-        command_line: The command as it was typed, for the record.
-
-    Returns:
-        The trainer after the run.
+    `command_line` is the command as it was typed, for the record.
     """
     parsed = ParsedExperiment(invocation)
     with ExitStack() as held:

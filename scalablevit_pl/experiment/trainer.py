@@ -22,14 +22,7 @@ from scalablevit_pl.experiment.start import StartingPoint
 
 
 def make_trainer(parsed: ParsedExperiment, start: StartingPoint, built: Namespace, command_line: str) -> pl.Trainer:
-    """Build the trainer of a run.
-
-    Args:
-        parsed: The command.
-        start: What it starts from; a callback takes over its weights.
-        built: Arguments and callbacks, as `ParsedExperiment.build` returns them.
-        command_line: The command as it was typed, for the record.
-    """
+    """Build the trainer of a run from what `ParsedExperiment.build` returns; a callback takes over `start.weights`."""
     settings = dict(built.trainer.items()) | {"default_root_dir": parsed.folder}
     callbacks, plugins = _listed(settings["callbacks"]), _listed(settings["plugins"])
     if settings["enable_model_summary"] is None:

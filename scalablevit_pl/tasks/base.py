@@ -308,11 +308,11 @@ class BaseTask(pl.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
-        self._reset("val")
+        for metrics in self.evaluations.values():
+            for metric in metrics.values():  # type: ignore[operator]
+                metric.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Reset the metrics."""
-        self._reset("test")
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over the samples of all processes."""
@@ -328,11 +328,6 @@ class BaseTask(pl.LightningModule, ABC):
     def _evaluated(self, part: Part) -> dict[str, nn.Module]:
         """Return the evaluated networks by the first part of their metrics' names."""
         return {part: self.network} | {f"{part}_{name}": network for name, network in self.networks.items()}
-
-    def _reset(self, part: Part) -> None:
-        for name in self._evaluated(part):
-            for metric in self.evaluations[name].values():  # type: ignore[operator]
-                metric.reset()
 
     def _evaluate(self, part: Part, batch: Batch) -> Any:
         batch = without_fillers(batch)

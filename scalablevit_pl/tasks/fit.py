@@ -87,16 +87,7 @@ def resolve_fit(
     base_batch_size: int | None = None,
     layer_decay: float = 1.0,
 ) -> ResolvedFit:
-    """Build optimizer and schedule for the actual global batch and number of steps.
-
-    Args:
-        network: The network to train.
-        make_optimizer: Called with parameter groups. Its learning rate is meant for `base_batch_size`.
-        make_schedule: Called with the optimizer, `total_steps` and `steps_per_epoch`.
-        shape: Size of the fit.
-        base_batch_size: Global batch for which the learning rate is given; None uses the rate unscaled.
-        layer_decay: Factor by which the learning rate decays from each layer to the one below.
-    """
+    """Build optimizer and schedule for the actual size of a fit; the arguments are those of `BaseTask`."""
     factor = shape.global_batch / (base_batch_size or shape.global_batch)
     optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor)
     _check_clipping(optimizer, shape)
