@@ -47,10 +47,8 @@ def explain(error: BaseException) -> str | None:
 
     Such an error is raised by this package on purpose, or is a file that cannot be read or written, a setting that
     Lightning refuses, a missing package, or loader processes or memory that fail. Anything else is a bug: the result is
-    None, and the traceback should be shown.
-
-    Args:
-        error: The error as caught. Its causes are searched, because Lightning and jsonargparse wrap what they catch.
+    None, and the traceback should be shown. Causes are searched, because Lightning and jsonargparse wrap what they
+    catch.
     """
     for cause in _chain(error):
         if _is_ours(cause):
@@ -88,12 +86,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def explain_argument(message: str, parser: ArgumentParser) -> str:
-    """Shorten jsonargparse's message about the command line or a configuration to one sentence.
-
-    Args:
-        message: The message, which can have thousands of characters.
-        parser: Provides the valid options, to name the nearest.
-    """
+    """Shorten jsonargparse's message, which can be very long, to one sentence that names the nearest option."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
     option = f"--{'.'.join(keys)}: " if keys else ""
     rejected = REJECTED.search(message)

@@ -65,10 +65,7 @@ def resumable_checkpoints(run: Path) -> list[Path]:
 def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Iterator[None]:
     """Lock a run folder against a second training, such as by processes that outlive a killed run for some seconds.
 
-    Args:
-        folder: The run folder; created if needed.
-        process: Rank of this process; each has its own lock.
-        patience: Seconds to wait for the lock.
+    Each process of a run has its own lock, for which it waits `patience` seconds.
     """
     from filelock import FileLock, Timeout  # --help does not need it
 

@@ -117,13 +117,7 @@ class RunRecord(pl.Callback):
 
 
 def check_data(datamodule: Any, task: Any, stored: dict[str, Any] | None = None) -> None:
-    """Check that data, network and stored weights agree on classes and images.
-
-    Args:
-        datamodule: The data, after `setup`.
-        task: The task with its network.
-        stored: Class names and preprocessing of the weights, if the data must be what they were trained with.
-    """
+    """Check that data after its `setup`, network and, if given, class names and preprocessing of weights agree."""
     names, outputs = list(datamodule.class_names), task.num_classes
     if outputs is not None and len(names) < 2:
         raise ValueError(f"the data has the classes {names}: at least two are needed")

@@ -49,5 +49,5 @@ def check_output(option: str, path: Path, suffix: str = "") -> None:
     if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"{option} {str(path)!r} must be the name of a {suffix}")
     folder = path.parent
-    if not path.name or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not path.name or (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")

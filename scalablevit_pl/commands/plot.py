@@ -23,14 +23,7 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class Run:
-    """Metrics of a run.
-
-    Attributes:
-        name: Name of its folder.
-        rows: Logged numbers by step.
-        steps_per_epoch: Steps of an epoch.
-        metrics: Monitored and described metrics of its task, as `metric_record` gives them.
-    """
+    """A run's logged numbers by step, and the metrics of its task as `metric_record` describes them."""
 
     name: str
     rows: Mapping[int, Mapping[str, float]]

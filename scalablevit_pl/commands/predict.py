@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.evaluation import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
-from scalablevit_pl.commands.arguments import OptionParser
+from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.data.source import images_below
 from scalablevit_pl.models.factory import build_stored
@@ -49,10 +49,7 @@ def predict_files(options: list[str]) -> None:
 
 def _check_out(out: Path, used: list[Path]) -> None:
     """Refuse a path that cannot be written or would replace an input, before anything is predicted."""
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {str(out)!r} is in a folder that does not exist: create it first")
-    if out.exists() and not out.is_file():
-        raise ValueError(f"--out {str(out)!r} is not a file: give a file name, or omit it to write to the screen")
+    check_output("--out", out)
     if out.resolve() in {path.resolve() for path in used}:
         raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
 

@@ -26,14 +26,8 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
     """Change a configuration so that it builds the network of the weights and uses their preprocessing.
 
     A network that is not one of this package's classifiers is built as configured, and so is a classifier that the
-    recipe names if the weights are for another task. The weights must fit it.
-
-    Args:
-        config: Configuration of the command; changed in place.
-        stored: The weights.
-        weights: Their name, for messages.
-        command: The command; only `fit` may use another image size.
-        named: Fields of the preprocessing that options on the command line set.
+    recipe names if the weights are for another task. The weights must fit it. Only `fit` may use another image size.
+    `named` are the fields of the preprocessing that options on the command line set.
     """
     if "backbone" not in stored.description.config:
         kind = stored.description.config.get("init_args", {}).get("model_name", "another network")
@@ -89,12 +83,8 @@ def _adopt_preprocessing(config: Namespace, stored: Preprocessing, command: str,
 def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, Any]:
     """Return the configuration that builds the classifier of weights with a recipe's choices for the training.
 
-    The recipe supplies the number of classes, the drop rates and gradient checkpointing. Weights of another task supply
-    the backbone.
-
-    Args:
-        section: `class_path`, one of `CREATE` and `BUILD`, and `init_args` of the recipe's network.
-        stored: The weights.
+    The recipe's `section`, built by `CREATE` or `BUILD`, supplies the number of classes, the drop rates and gradient
+    checkpointing. Weights of another task supply the backbone.
     """
     arguments = dict(section.get("init_args") or {})
     config = _classifier_config(stored, arguments)

@@ -17,12 +17,7 @@ SHOWN = 40  # images in the picture
 
 
 class ClassificationReport(Report):
-    """Write `predictions.csv` and, after a test, `predictions.png` and `confusion.png`.
-
-    Args:
-        data: Classes, samples and preprocessing of the data.
-        predict: Whether there are no labels, so that only the table is written.
-    """
+    """Write `predictions.csv` and, unless `predict` states that there are no labels, two pictures."""
 
     def __init__(self, data: ReportData, predict: bool) -> None:
         super().__init__(data)
@@ -81,11 +76,7 @@ class ClassificationReport(Report):
         )
 
     def write_predictions(self, out: Path | TextIO) -> None:
-        """Write index, path, label (if known), then classes and probabilities, the most probable first, as CSV.
-
-        Args:
-            out: A folder for `predictions.csv`, a file's path, or an open text file.
-        """
+        """Write index, path, label (if known), then classes and probabilities, the most probable first, as CSV."""
         if isinstance(out, Path):
             out = out / "predictions.csv" if out.is_dir() else out
             with written_aside(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:

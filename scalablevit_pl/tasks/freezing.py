@@ -10,12 +10,7 @@ FEATURES = "features"  # all but the last layer
 
 
 def freeze(network: nn.Module, names: Sequence[str]) -> None:
-    """Exclude the named parts from training.
-
-    Args:
-        network: Changed in place.
-        names: Modules as the state dict spells them, or `features` for all but the last layer.
-    """
+    """Exclude parts from training: modules as the state dict spells them, or `features` for all but the last layer."""
     for name in names:
         if name != FEATURES:
             _check_name(network, name)
