@@ -70,9 +70,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         stream: The training images if they are streamed, set by `setup`.
         unreadable: One line for each image that this process could not read.
         processes: Number of processes that share the data if there is no trainer, which knows it.
-
-    Raises:
-        ValueError: If a number is out of its range.
     """
 
     def __init__(
@@ -131,10 +128,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def targets(self, splits: datasets.DatasetDict, split: str) -> Targets | None:
-        """Check the targets of a loaded split and return how they are read, if there are any; not called to predict.
+        """Return how the targets of a loaded split are read, if there are any; raise ValueError if they are invalid.
 
-        Raises:
-            ValueError: If a column is missing or a target is invalid.
+        Not called for prediction.
         """
 
     @abstractmethod
@@ -174,11 +170,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self._load(stage)
 
     def setup(self, stage: str) -> None:
-        """Load the splits that a stage needs, find their columns and classes, and check the targets.
-
-        Raises:
-            ValueError: If a column or split is missing, a target is invalid, or classes or sizes are not as required.
-        """
+        """Load the splits that a stage needs, find their columns and classes, and check the targets."""
         self.commit = find_revision(self.dataset, self.revision, ask=False)
         splits = self._load(stage)
         check_split_sizes({split: len(rows) for split, rows in splits.items()}, self.split_sizes)
@@ -250,11 +242,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return SplitNames(self.train_split, self.val_split, self.test_split)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of equal size; an incomplete last batch is left out.
-
-        Raises:
-            ValueError: If there are fewer training images than one batch over all processes needs.
-        """
+        """Shuffled batches of equal size; an incomplete last batch is left out."""
         if self.stream is not None:
             return StreamLoader(self.stream, lambda: self._next_batch()[0], drop_last=True, **self._loader_options())
         images, (processes, rank) = self.images["train"], self._share()
@@ -329,11 +317,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return (epochs.processed + 1, 0) if last else (epochs.processed, batch)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count and log the images of a batch that could not be read.
-
-        Raises:
-            UnreadableImageError: If there have been more different ones than `max_unreadable`.
-        """
+        """Count and log the images of a batch that could not be read."""
         for line in "\n".join(batch.pop("unreadable", [])).splitlines():
             if line and line not in self.unreadable:
                 self.unreadable.append(line)

@@ -6,11 +6,7 @@ import datasets
 
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named image column, of type Image or encoded bytes; the only one of type Image; or else `image`.
-
-    Raises:
-        ValueError: If the column does not exist, is ambiguous, or does not contain images.
-    """
+    """Return the named image column, of type Image or encoded bytes; the only one of type Image; or else `image`."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     column = _only(["image"] if "image" in images else images, named, features, "image")
     if column not in images and getattr(features[column], "dtype", None) not in ("binary", "large_binary"):
@@ -21,11 +17,7 @@ def find_image_column(features: datasets.Features, named: str | None) -> str:
 
 
 def find_label_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named label column, the only one of type ClassLabel, or else one called `label`.
-
-    Raises:
-        ValueError: If the column does not exist or is ambiguous.
-    """
+    """Return the named label column, the only one of type ClassLabel, or else one called `label`."""
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return _only(labels or [name for name in features if name == "label"], named, features, "label")
 
@@ -48,9 +40,6 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     """Return the class names in the order of their indices: as declared, or else as found in the training split.
 
     Found names are sorted. Found whole numbers are their own indices, up to the largest.
-
-    Raises:
-        ValueError: If the labels are neither names nor whole numbers.
     """
     feature = next(iter(splits.values())).features[column]
     if declares_classes(splits, column):
@@ -65,11 +54,7 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
 
 
 def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
-    """Return the class index of every row.
-
-    Raises:
-        ValueError: If a label is missing or not one of the classes; it names the first such row.
-    """
+    """Return the class index of every row."""
     labels = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if labels and all(label == -1 for label in labels):
         raise ValueError(

@@ -45,9 +45,6 @@ def check_imagenet(names: Sequence[str]) -> list[str]:
 
     Args:
         names: The classes of a source in the order of their indices.
-
-    Raises:
-        ValueError: If a class is missing or out of order; it names the first.
     """
     synsets, canonical = imagenet_synsets(), imagenet_names()
     remedy = "correct the data, or set --data.class_order null if it is not ImageNet"

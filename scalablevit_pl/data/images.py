@@ -80,9 +80,6 @@ class SampleReader:
             index: Number of the row in its split.
             row: Stored values.
             draw: For training: the transform is seeded by (seed, epoch, row, repeat).
-
-        Raises:
-            UnreadableImageError: If the image cannot be decoded, or the row names a file outside the data set.
         """
         stored = self.stored_image(index, row)
         image, target = decode_image(stored.source, stored.name), self.target(index, row)
@@ -152,9 +149,6 @@ class SplitImages(Dataset[Sample]):
 
         Args:
             item: A position, or the draw of a training epoch. A negative position gives a filler with this `index`.
-
-        Raises:
-            UnreadableImageError: If no image could be decoded; it names the file, or the split and row.
         """
         return self.__getitems__([item])[0]
 

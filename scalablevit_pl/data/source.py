@@ -30,9 +30,6 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
         dataset: As for `load_splits`.
         revision: Commit, tag or branch on the Hub.
         ask: Resolve a tag or branch on the Hub; else use what this machine resolved it to last, if it did.
-
-    Raises:
-        ValueError: If neither a folder nor a data set or revision on the Hub has this name.
     """
     if local_folder(dataset) is not None:
         return None
@@ -57,10 +54,6 @@ def load_splits(
         wanted: Selects among the names of the existing splits; by default all.
         read_folder: Loads a local folder without parquet files; by default one with a folder per class, optionally
             below a folder per split.
-
-    Raises:
-        ValueError: If the folder is empty or mixes both layouts, a file is missing or damaged, the split does not
-            exist, or the Hub refuses access.
     """
     folder, commit = local_folder(dataset), commit or find_revision(dataset, None)
     if folder is not None and _holds_parquet(folder):
@@ -77,11 +70,7 @@ def load_splits(
 
 
 def find_stream(dataset: str, commit: str | None, split: str) -> list[str]:
-    """Return the addresses of the parquet files of a split, for reading them in place.
-
-    Raises:
-        ValueError: If the split does not exist, one of its files is missing, or the data are not parquet files.
-    """
+    """Return the addresses of the parquet files of a split, for reading them in place."""
     folder = local_folder(dataset)
     if folder is not None:
         files = {name: list(map(str, paths)) for name, paths in _find_parquet(folder).items()}
@@ -115,11 +104,7 @@ def _load_otherwise(dataset: str, commit: str | None) -> datasets.DatasetDict:
 
 
 def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
-    """Return the wanted splits in their order.
-
-    Raises:
-        ValueError: If one does not exist; it names those that do.
-    """
+    """Return the wanted splits in their order."""
     names = list(splits)
     chosen = wanted(names)
     missing = [name for name in chosen if name not in names]
@@ -198,9 +183,6 @@ def load_class_folders(folder: Path) -> datasets.DatasetDict:
     """Load images from one folder per class, at any depth below it; the files stay in place.
 
     The classes are those of all splits, sorted by name. Hidden files and folders are skipped.
-
-    Raises:
-        ValueError: If there are no class folders, one of them contains no image, or they are next to split folders.
     """
     roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
     others = [path.name for path in _subfolders(folder) if path not in roots.values()]

@@ -48,11 +48,7 @@ def cut_rows(rows: int, fraction: float, seed: int, part: str) -> list[int]:
 
 
 def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    """Check that splits have the required numbers of images; other splits are ignored.
-
-    Raises:
-        ValueError: If one has another number.
-    """
+    """Check that splits have the required numbers of images; other splits are ignored."""
     for split, count in counts.items():
         same = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
         for name, size in sizes.items():

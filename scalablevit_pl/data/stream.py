@@ -43,9 +43,6 @@ class TrainingStream(IterableDataset[Sample]):
     Attributes:
         rows: Number of images of the split.
         epoch: The epoch whose order is used.
-
-    Raises:
-        ValueError: If the files cannot be distributed evenly, hold too few rows or declare other targets.
     """
 
     def __init__(
@@ -92,11 +89,7 @@ class TrainingStream(IterableDataset[Sample]):
         return self.samples * self.workers
 
     def __iter__(self) -> Iterator[Sample]:
-        """Yield samples as `SplitImages` does for the draws of an epoch.
-
-        Raises:
-            UnreadableImageError: If more images than allowed cannot be decoded; it names the split and row.
-        """
+        """Yield samples as `SplitImages` does for the draws of an epoch."""
         worker = get_worker_info()
         number = self.rank * self.workers + (0 if worker is None else worker.id)
         order = np.random.RandomState([self.reader.seed, self.epoch]).permutation(len(self.files))
@@ -153,11 +146,7 @@ def _open(address: str) -> Any:
 
 
 def _check_files(files: Sequence[str], expected: dict[str, Any]) -> list[int]:
-    """Return the number of rows of each file.
-
-    Raises:
-        ValueError: If a file declares other features than expected.
-    """
+    """Return the number of rows of each file."""
     with ThreadPoolExecutor(16) as pool:
         described = list(pool.map(_describe, files))
     for file, (_, features) in zip(files, described, strict=True):

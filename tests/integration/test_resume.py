@@ -85,7 +85,7 @@ def test_a_killed_run_resumes_exactly(
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}' as a checkpoint" in done.stderr
     assert "using the one before it" in done.stderr
-    assert "is the newest whole checkpoint: resuming after step" in done.stderr
+    assert "is the newest intact checkpoint: resuming after step" in done.stderr
     assert_equal_runs(run, whole, EPOCH * EPOCHS)
 
 

@@ -23,11 +23,7 @@ UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a gzip-compressed IDX file of unsigned bytes: labels in 1 dimension, images in 3.
-
-    Raises:
-        ValueError: If the file is missing, is not gzip, or is not a complete IDX file of that many dimensions.
-    """
+    """Read a gzip-compressed IDX file of unsigned bytes: labels in 1 dimension, images in 3."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: --idx must name the folder with the four original *-ubyte.gz files.")
     try:
@@ -45,11 +41,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def first_of_each_class(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.intp]:
-    """Find the first `per_class` indices of each class, in ascending order.
-
-    Raises:
-        ValueError: If a label is not a class, or a class has fewer images.
-    """
+    """Find the first `per_class` indices of each class, in ascending order."""
     if labels.size and labels.max() >= len(CLASS_NAMES):
         raise ValueError(f"label {labels.max()} is not one of the {len(CLASS_NAMES)} classes: fetch the original file.")
     counts = np.bincount(labels, minlength=len(CLASS_NAMES))
@@ -68,11 +60,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def build_split(folder: Path, split: str, per_class: int) -> Dataset:
-    """Build the split `train` or `test` of the sample in the original order, with images named by their original index.
-
-    Raises:
-        ValueError: If the IDX files are missing, damaged, do not match, or hold too few images of a class.
-    """
+    """Build the split `train` or `test` of the sample in the original order; images are named by their index."""
     prefix = IDX_PREFIXES[split]
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
@@ -98,11 +86,7 @@ def write_parquet(dataset: Dataset, target: Path) -> None:
 
 
 def make_sample(idx: Path, out: Path, train_per_class: int = 1000, test_per_class: int = 200) -> None:
-    """Write `train.parquet` and `test.parquet` into `out`; the same libraries give the same bytes.
-
-    Raises:
-        ValueError: If the four original files in `idx` cannot be used; nothing is written then.
-    """
+    """Write `train.parquet` and `test.parquet` into `out`; the same libraries give the same bytes."""
     train = build_split(idx, "train", train_per_class)
     test = build_split(idx, "test", test_per_class)
     out.mkdir(parents=True, exist_ok=True)
