@@ -40,14 +40,6 @@ for _module in (DropPath, InteractiveWindowSelfAttention, ScalableSelfAttention)
 register_notrace_function(check_image)  # type: ignore[no-untyped-call]
 
 
-def _register(entry: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register an entry point once, since timm warns about registered names."""
-    name = entry.__name__
-    if is_model(name) and model_entrypoint(name).__module__ == __name__:
-        return entry
-    return register_model(entry)
-
-
 def _build(
     name: str,
     num_classes: int,
@@ -58,12 +50,7 @@ def _build(
     dtype: torch.dtype | None = None,
     **backbone: Any,
 ) -> ImageClassifier:
-    """Build a size with some backbone arguments replaced.
-
-    Raises:
-        TypeError: If the backbone has no such argument.
-        ValueError: If a value does not fit.
-    """
+    """Build a size with some backbone arguments replaced."""
     build, default_head = MODELS[name]
     with torch.device("meta"):  # for the size's arguments, not its weights
         arguments = build().config | backbone | {"in_channels": in_chans}
@@ -72,40 +59,26 @@ def _build(
     return model.to(dtype=dtype)
 
 
-def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    """Build a network as timm does: an `ImageClassifier`, or with `features_only` timm's wrapper around one."""
-    # The network's own name for timm's in_chans. timm's takes precedence: it overrides the description of weights.
-    if "in_channels" in arguments:
-        arguments.setdefault("in_chans", arguments.pop("in_channels"))
-    model: nn.Module = build_model_with_cfg(
-        partial(_build, name),
-        name,
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **arguments,
-    )
-    return model
+def _entry(name: str) -> Callable[..., nn.Module]:
+    """Return timm's entry point of a size: it builds an `ImageClassifier`, or with `features_only` a wrapper of one."""
+
+    def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        # The network's own name for timm's in_chans. timm's takes precedence: it overrides the description of weights.
+        if "in_channels" in arguments:
+            arguments.setdefault("in_chans", arguments.pop("in_channels"))
+        features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+        model: nn.Module = build_model_with_cfg(
+            partial(_build, name), name, pretrained, feature_cfg=features, **arguments
+        )
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    if not is_model(name) or model_entrypoint(name).__module__ != __name__:  # timm warns about a second registration
+        register_model(build)
+    return build
 
 
-@_register
-def scalablevit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a small ScalableViT for small images and tests; a size of this project, not of the paper."""
-    return _create("scalablevit_nano", pretrained, kwargs)
-
-
-@_register
-def scalablevit_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build ScalableViT-S."""
-    return _create("scalablevit_s", pretrained, kwargs)
-
-
-@_register
-def scalablevit_b(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build ScalableViT-B."""
-    return _create("scalablevit_b", pretrained, kwargs)
-
-
-@_register
-def scalablevit_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build ScalableViT-L."""
-    return _create("scalablevit_l", pretrained, kwargs)
+scalablevit_nano = _entry("scalablevit_nano")
+scalablevit_s = _entry("scalablevit_s")
+scalablevit_b = _entry("scalablevit_b")
+scalablevit_l = _entry("scalablevit_l")

@@ -114,10 +114,6 @@ class DropPath(nn.Module):
         scale = torch.empty(shape, dtype=wide, device=tokens.device).bernoulli_(1.0 - self.rate).div_(1.0 - self.rate)
         return torch.addcmul(tokens, branch, scale).to(torch.promote_types(tokens.dtype, branch.dtype))
 
-    def extra_repr(self) -> str:
-        """Show the rate in the module's printed form."""
-        return f"rate={self.rate:.4g}"
-
 
 class ScalableViTBlock(nn.Module):
     """Pre-norm transformer block: attention and MLP, each with LayerNorm and a residual connection.

@@ -33,16 +33,15 @@ def convert_checkpoint(path: str | Path, model: str, class_names: Sequence[str] 
     tensors = read_reference_checkpoint(path)
     check_finite(tensors, repr(str(path)))
     name, arguments = _architecture(model)
+    arguments["in_channels"] = _side(tensors, "backbone.stages.0.patch_embed.proj.weight", 1)
+    projections = [tensor.shape for name, tensor in tensors.items() if name.endswith("attn.proj.weight")]
+    arguments["expand_value"] = any(shape != shape[::-1] for shape in projections)  # as wide as SSA's queries
     config = {
         "name": name,
         "num_classes": _side(tensors, "head.fc.weight", 0),
         "head": "mlp" if "head.hidden.weight" in tensors else "linear",
         "global_pool": "avg",
-        "backbone": arguments
-        | {
-            "in_channels": _side(tensors, "backbone.stages.0.patch_embed.proj.weight", 1),
-            "expand_value": _expands_value(tensors),
-        },
+        "backbone": arguments,
     }
     known = len(class_names) == config["num_classes"]
     labels, preprocessing = (list(class_names), Preprocessing()) if known else (None, None)
@@ -51,11 +50,7 @@ def convert_checkpoint(path: str | Path, model: str, class_names: Sequence[str] 
 
 
 def _architecture(model: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the backbone's arguments that `--model` means.
-
-    Raises:
-        ValueError: If it is neither a name nor a file with arguments.
-    """
+    """Return the name and the backbone's arguments that `--model` means."""
     if model in list_models():
         with torch.device("meta"):
             return model, dict(create_model(model).backbone.config)
@@ -73,18 +68,8 @@ def _architecture(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _side(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
-    """Return the length of an axis of a tensor.
-
-    Raises:
-        ValueError: If it has no such axis.
-    """
+    """Return the length of an axis of a tensor."""
     shape = tensors[name].shape
     if len(shape) <= axis:
         raise ValueError(f"{name} has the shape {list(shape)}, which is not that of a weight")
     return shape[axis]
-
-
-def _expands_value(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether SSA's values are as wide as its queries: then its output projection is not square."""
-    projections = [tensor for name, tensor in tensors.items() if name.endswith("attn.proj.weight")]
-    return any(tensor.shape != tensor.shape[::-1] for tensor in projections)

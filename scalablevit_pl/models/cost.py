@@ -15,19 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Cost of a network for one image.
-
-    Attributes:
-        parameters: Number of weights.
-        multiply_adds: Those of convolutions and linear layers, as the paper counts them, without biases.
-        attention_multiply_adds: Those of the two products in attention, in addition.
-        input_size: Side of the image in pixels.
-    """
+    """Cost of a network for one image."""
 
     parameters: int
-    multiply_adds: int
-    attention_multiply_adds: int
-    input_size: int
+    multiply_adds: int  # of convolutions and linear layers, as the paper counts them, without biases
+    attention_multiply_adds: int  # of the two products in attention, in addition
+    input_size: int  # side of the image in pixels
 
     @property
     def multiply_adds_text(self) -> str:
@@ -37,12 +30,7 @@ class NetworkCost:
 
 
 def measure_cost(network: Any, input_size: int) -> NetworkCost:
-    """Count the parameters, and the multiply-adds for one image `(in_chans, input_size, input_size)`.
-
-    Args:
-        network: On any device, also the meta device; it is not changed.
-        input_size: Side of the image in pixels.
-    """
+    """Count the parameters, and the multiply-adds for one image `(in_chans, input_size, input_size)`."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     image = (network.in_chans, input_size, input_size)
     return NetworkCost(parameters, *count_multiply_adds(network, image), input_size)
@@ -51,11 +39,8 @@ def measure_cost(network: Any, input_size: int) -> NetworkCost:
 def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
     """Count the multiply-adds of any network for one image: of convolutions and linear layers, and of attention.
 
-    Biases, norms and activations are not counted. Nothing is computed, and the network is not changed.
-
-    Args:
-        network: The network, on any device and in the mode to count.
-        image: Channels, height and width.
+    Biases, norms and activations are not counted. Nothing is computed, and the network, which may be on any device and
+    is counted in its mode, is not changed. `image` is channels, height and width.
     """
     counts = count_by_operator(network, image)
     attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
@@ -76,11 +61,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Return the most bytes of tensors that a call holds at once, in addition to those that existed before.
 
     On a GPU this is the count of torch's allocator. On a CPU it is the running sum of the allocations that torch's
-    profiler sees, without what libraries such as oneDNN allocate themselves.
-
-    Args:
-        call: The call. Run it once before: what a first call allocates and keeps is not part of a step.
-        device: The device that computes.
+    profiler sees, without what libraries such as oneDNN allocate themselves. Make the call once before: what a first
+    one allocates and keeps is not part of a step.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

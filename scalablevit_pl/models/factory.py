@@ -11,13 +11,7 @@ from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
 from scalablevit_pl.models.loading import LoadOptions, load_tensors, read_pretrained
 from scalablevit_pl.models.pretrained import PretrainedNetwork
-from scalablevit_pl.models.scalablevit import (
-    ScalableViT,
-    scalablevit_b,
-    scalablevit_l,
-    scalablevit_nano,
-    scalablevit_s,
-)
+from scalablevit_pl.models.scalablevit import ScalableViT, scalablevit_b, scalablevit_l, scalablevit_nano, scalablevit_s
 
 if TYPE_CHECKING:
     from scalablevit_pl.weights.stored import Description, StoredModel
@@ -114,9 +108,16 @@ def build_stored(stored: "StoredModel", num_classes: int | None = None) -> Any:
     Raises:
         ValueError: If nothing here builds such a network, or the weights do not fit it.
     """
-    if "class_path" in stored.description.config:
+    description = stored.description
+    if "class_path" in description.config:
         return _build_timm(stored)
-    return network_type(stored.description, stored.source).from_stored(stored, num_classes)
+    if not is_known(description):
+        name = (description.network_class or "its class").rpartition(".")[2]
+        raise ValueError(
+            f"{stored.source!r} holds a network for {description.task} that is not part of this package: load it with "
+            f"{name}.from_pretrained"
+        )
+    return NETWORKS[description.task].from_stored(stored, num_classes)
 
 
 def check_folder(folder: Path) -> None:
@@ -132,32 +133,13 @@ def check_folder(folder: Path) -> None:
         build_stored(stored)
 
 
-def network_type(description: "Description", source: str) -> type[PretrainedNetwork]:
-    """Return the class of the networks for a task.
-
-    Raises:
-        ValueError: If this package has none.
-    """
-    if not is_known(description):
-        name = (description.network_class or "its class").rpartition(".")[2]
-        raise ValueError(
-            f"{source!r} holds a network for {description.task} that is not part of this package: load it with "
-            f"{name}.from_pretrained"
-        )
-    return NETWORKS[description.task]
-
-
 def is_known(description: "Description") -> bool:
     """Return whether a class of this package builds the network."""
     return description.network_class is None and description.task in NETWORKS
 
 
 def _build_timm(stored: "StoredModel") -> nn.Module:
-    """Build a timm network from the arguments in a checkpoint.
-
-    Raises:
-        ValueError: If timm does not know it, or the weights do not fit.
-    """
+    """Build a timm network from the arguments in a checkpoint."""
     import timm  # a third of a second that our own networks do not need
 
     from scalablevit_pl.text import one_line

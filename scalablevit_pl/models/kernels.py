@@ -19,18 +19,11 @@ WindowAttention = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 def attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
 ) -> Tensor:
-    """Compute softmax(scale · query keyᵀ) value. Query and value heads may have different widths.
+    """Compute softmax(scale · query keyᵀ) value. Query and value heads may have different widths D and E.
 
-    Args:
-        query: `(B, heads, N, D)`.
-        key: `(B, heads, M, D)`.
-        value: `(B, heads, M, E)`.
-        scale: Factor on the products of query and key.
-        dropout: Probability of dropping an attention weight.
-        mask: `(B, 1, 1, M)` of bool, True for the keys to attend to, at least one per sample. Default: all keys.
-
-    Returns:
-        `(B, heads, N, E)`.
+    From `(B, heads, N, D)`, `(B, heads, M, D)` and `(B, heads, M, E)` to `(B, heads, N, E)`. Attention weights are
+    dropped with the probability `dropout`. A mask `(B, 1, 1, M)` of bool is True for the keys to attend to, at least
+    one per sample.
     """
     if query.shape[0] > LARGEST_BATCH:
         tensors = [query, key, value] if mask is None else [query, key, value, mask]
@@ -52,21 +45,12 @@ def attend(
 def attend_by_window(
     attention: WindowAttention, tokens: Tensor, window: int, zero_pad: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Apply an attention inside each window of a map of any size.
+    """Apply an attention inside each window of a map of any size: attention and values, all `(B, H, W, C)`.
 
-    Args:
-        attention: Attends inside windows.
-        tokens: `(B, H, W, C)`.
-        window: Side of a window in tokens.
-        zero_pad: Let border windows attend to the zero tokens that fill them up, instead of their real tokens only.
-
-    Returns:
-        Attention and values, each `(B, H, W, C)`.
+    With `zero_pad`, border windows attend to the zero tokens that fill them up, not only to their real tokens.
     """
-    if zero_pad:
-        return attend_padded(attention, tokens, window)
-    if torch.compiler.is_compiling():
-        return attend_padded(attention, tokens, window, masked=True)
+    if zero_pad or torch.compiler.is_compiling():
+        return attend_padded(attention, tokens, window, masked=not zero_pad)
     return attend_regions(attention, tokens, window)
 
 
@@ -210,15 +194,9 @@ class DepthwiseReduction(nn.Conv2d):
 
 
 def sum_patches(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute a depthwise convolution with a stride equal to its kernel size as an explicit sum.
+    """Compute `DepthwiseReduction` as an explicit sum, in the wider dtype of image and weight `(C, 1, ratio, ratio)`.
 
-    Args:
-        image: `(B, C, H, W)`. The kernel size must divide H and W.
-        weight: `(C, 1, side, side)`. The sum is computed in the wider dtype of image and weight.
-        bias: `(C)`.
-
-    Returns:
-        `(B, C, H / side, W / side)` in the dtype of the image, channels last in memory.
+    The result has the dtype of the image, and channels last in memory.
     """
     batch, channels, height, width = image.shape
     side = weight.shape[-1]

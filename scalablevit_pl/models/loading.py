@@ -41,21 +41,12 @@ class LoadOptions(TypedDict, total=False):
 
 
 def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpack[LoadOptions]) -> "StoredModel":
-    """Read a network's description and weights from a folder or from the Hub.
-
-    Args:
-        name_or_path: A folder, or `owner/name`.
-        prefix: Read only the tensors whose names begin with it.
-        **options: See `LoadOptions`.
-
-    Raises:
-        ValueError: If there is no such model, or it cannot be read.
-    """
+    """Read a network's description, and the weights whose names begin with a prefix, from a folder or from the Hub."""
     from scalablevit_pl.weights.folder import read_folder
     from scalablevit_pl.weights.source import locate_model
 
     device, dtype = options.pop("device", None), options.pop("dtype", None)
-    stored = read_folder(locate_model(name_or_path, **options), device, prefix)  # type: ignore[misc]
+    stored = read_folder(locate_model(name_or_path, **options), device, prefix)
     return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
 
 
@@ -102,31 +93,25 @@ def load_tensors(
     """
     own = module.state_dict()
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    kept = {name for name in (*own, *tensors) if any(name.startswith(f"{part}.") for part in except_for)}
-    loaded = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    _compare(
-        {name: tuple(tensor.shape) for name, tensor in own.items() if name not in kept},
-        {name: tuple(tensor.shape) for name, tensor in loaded.items()},
-        source,
-    )
-    module.load_state_dict(loaded | {name: own[name] for name in own if name in kept}, assign=assign)
+    kept = tuple(f"{part}." for part in except_for)
+    loaded = {name: tensor for name, tensor in tensors.items() if not name.startswith(kept)}
+    expected = {name: tensor for name, tensor in own.items() if not name.startswith(kept)}
+    _compare(expected, loaded, source)
+    module.load_state_dict(own | loaded, assign=assign)
     logger.info("%s: loaded %d of %d tensors", source, len(loaded), len(tensors))
 
 
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
-    wrong = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    names = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "left over": sorted(found.keys() - expected.keys()),
+        "of another shape": [f"{n} {list(found[n].shape)} instead of {list(expected[n].shape)}" for n in differing],
+    }
     problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("left over", sorted(found.keys() - expected.keys())),
-            ("of another shape", wrong),
-        )
-        if names
+        f"{len(each)} {what} ({', '.join(each[:3])}{', …' if len(each) > 3 else ''})"
+        for what, each in names.items()
+        if each
     ]
     if problems:
         raise ValueError(f"the tensors of {source!r} are not those of the network: {'; '.join(problems)}")

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, read_pretrained
 
-if (
-    TYPE_CHECKING
-):  # `import scalablevit_pl.models` needs only torch; what loads and decodes is imported where it is used
+if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other imports are where they are used
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
@@ -96,15 +94,13 @@ class PretrainedNetwork(nn.Module):
         config = description.config if same else {**description.config, "num_classes": num_classes}
         network = build_module(lambda: cls.from_config(config), stored, "meta" if same else "cpu")
         load_tensors(network, stored.tensors, source, except_for=() if same else (cls.last_layer,), assign=True)
-        if same:
-            network.annotate(description)
-        else:
+        network.annotate(description, labels=same)
+        if not same:
             nearest = next(iter(stored.tensors.values()))
             network.get_submodule(cls.last_layer).to(nearest.device, nearest.dtype)
-            network.annotate(description, labels=False)
-            if num_classes:
-                before = description.config.get("num_classes")
-                logger.warning("the last layer is new and random: %d outputs instead of %s", num_classes, before)
+        if not same and num_classes:
+            before = description.config.get("num_classes")
+            logger.warning("the last layer is new and random: %d outputs instead of %s", num_classes, before)
         return network.eval()
 
     def annotate(self, description: "Description", labels: bool = True) -> None:
@@ -177,7 +173,8 @@ class PretrainedNetwork(nn.Module):
         """
         import tempfile
 
-        from scalablevit_pl.weights.hub import plan_push, push, repository_url
+        from scalablevit_pl.weights.hub.client import repository_url
+        from scalablevit_pl.weights.hub.upload import plan_push, push
 
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / (repo_id.rpartition("/")[2].strip(".") or "model")

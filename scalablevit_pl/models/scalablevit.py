@@ -127,11 +127,7 @@ class ScalableViT(nn.Module):
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Check the arguments of `ScalableViT`, apart from those that its layers check.
-
-    Raises:
-        ValueError: If a sequence does not have four entries, or a value is out of range.
-    """
+    """Check the arguments of `ScalableViT`, apart from those that its layers check."""
     for argument in ("embed_dims", "num_heads", "depths", "spatial_ratios", "channel_ratios"):
         values = config[argument]
         if len(values) != len(STRIDES):
@@ -169,11 +165,7 @@ def build_attention(
 
 
 def check_image(image: Tensor, in_channels: int) -> None:
-    """Check that a tensor is a batch of images `(B, in_channels, H, W)`.
-
-    Raises:
-        ValueError: If it has another rank or number of channels, or is empty.
-    """
+    """Check that a tensor is a batch of images `(B, in_channels, H, W)`."""
     if image.ndim != 4 or image.shape[1] != in_channels or 0 in image.shape[2:]:
         raise ValueError(
             f"expected images of shape (B, {in_channels}, H, W), got {tuple(image.shape)}: "
@@ -181,61 +173,26 @@ def check_image(image: Tensor, in_channels: int) -> None:
         )
 
 
-# Table 1 of the paper; nano is a size of this project. Other arguments keep their defaults.
-SIZES: dict[str, dict[str, Any]] = {
-    "nano": {"embed_dims": (32, 64, 128, 256), "num_heads": (1, 2, 4, 8), "depths": (2, 2, 3, 2)},
-    "s": {"embed_dims": (64, 128, 256, 512), "num_heads": (2, 4, 8, 16), "depths": (2, 2, 20, 2)},
-    "b": {
-        "embed_dims": (96, 192, 384, 768),
-        "num_heads": (3, 6, 12, 24),
-        "depths": (2, 2, 14, 6),
-        "channel_ratios": (2.0, 1.25, 1.25, 1.0),
-    },
-    "l": {
-        "embed_dims": (128, 256, 512, 1024),
-        "num_heads": (4, 8, 16, 32),
-        "depths": (2, 6, 12, 4),
-        "channel_ratios": (0.25, 0.5, 1.0, 1.0),
-    },
-}
+# Table 1 of the paper; nano is a size of this project. `options` are further arguments of `ScalableViT`.
 
 
-def build_size(
-    size: str, drop_path_rate: float, window_pad: WindowPad, expand_value: bool, in_channels: int
-) -> ScalableViT:
-    """Build one of `SIZES`."""
-    return ScalableViT(
-        **SIZES[size],
-        drop_path_rate=drop_path_rate,
-        window_pad=window_pad,
-        expand_value=expand_value,
-        in_channels=in_channels,
-    )
-
-
-def scalablevit_nano(
-    drop_path_rate: float = 0.0, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
-) -> ScalableViT:
+def scalablevit_nano(drop_path_rate: float = 0.0, **options: Any) -> ScalableViT:
     """Build a small ScalableViT for small images and tests; a size of this project, not of the paper."""
-    return build_size("nano", drop_path_rate, window_pad, expand_value, in_channels)
+    return ScalableViT((32, 64, 128, 256), (1, 2, 4, 8), (2, 2, 3, 2), drop_path_rate=drop_path_rate, **options)
 
 
-def scalablevit_s(
-    drop_path_rate: float = 0.2, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
-) -> ScalableViT:
+def scalablevit_s(drop_path_rate: float = 0.2, **options: Any) -> ScalableViT:
     """Build ScalableViT-S: 25,793,008 parameters, 83.1 % published ImageNet top-1 with its head."""
-    return build_size("s", drop_path_rate, window_pad, expand_value, in_channels)
+    return ScalableViT((64, 128, 256, 512), (2, 4, 8, 16), (2, 2, 20, 2), drop_path_rate=drop_path_rate, **options)
 
 
-def scalablevit_b(
-    drop_path_rate: float = 0.5, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
-) -> ScalableViT:
+def scalablevit_b(drop_path_rate: float = 0.5, **options: Any) -> ScalableViT:
     """Build ScalableViT-B: 74,625,072 parameters, 84.1 % published ImageNet top-1 with its head."""
-    return build_size("b", drop_path_rate, window_pad, expand_value, in_channels)
+    size: dict[str, Any] = {"embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24), "depths": (2, 2, 14, 6)}
+    return ScalableViT(**size, channel_ratios=(2.0, 1.25, 1.25, 1.0), drop_path_rate=drop_path_rate, **options)
 
 
-def scalablevit_l(
-    drop_path_rate: float = 0.5, window_pad: WindowPad = "mask", expand_value: bool = False, in_channels: int = 3
-) -> ScalableViT:
+def scalablevit_l(drop_path_rate: float = 0.5, **options: Any) -> ScalableViT:
     """Build ScalableViT-L: 100,983,200 parameters, 84.4 % published ImageNet top-1 with its head."""
-    return build_size("l", drop_path_rate, window_pad, expand_value, in_channels)
+    size: dict[str, Any] = {"embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32), "depths": (2, 6, 12, 4)}
+    return ScalableViT(**size, channel_ratios=(0.25, 0.5, 1.0, 1.0), drop_path_rate=drop_path_rate, **options)
