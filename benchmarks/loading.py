@@ -29,7 +29,7 @@ from scalablevit_pl.weights import folder as model_folder
 # Runs in a separate process; memory is counted from after the imports.
 MEMORY = """
 import sys
-import scalablevit_pl.weights.hub
+import scalablevit_pl.weights.source
 from scalablevit_pl.models import ImageClassifier
 
 
@@ -47,7 +47,7 @@ print(status("VmHWM") - before)
 def minimum(folder: Path) -> nn.Module:
     """Load without any check but those of `load_state_dict`."""
     with torch.device("meta"):
-        model = build_classifier(model_folder.network_config(model_folder.read_config(folder)))
+        model = build_classifier(model_folder.classifier_config(model_folder.read_config(folder)))
     model.load_state_dict(load_file(folder / model_folder.WEIGHTS), assign=True)
     return model.eval()
 

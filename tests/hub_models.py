@@ -11,7 +11,7 @@ from torch import nn
 
 from scalablevit_pl.models import build_classifier
 from scalablevit_pl.weights.folder import WEIGHTS
-from scalablevit_pl.weights.hub import HubError
+from scalablevit_pl.weights.hub.client import HubError
 
 REPO = "ada/vit"
 

@@ -9,7 +9,7 @@ from scalablevit_pl.models.conversion import convert_checkpoint
 from scalablevit_pl.models.pretrained import card_subject, save_network
 from scalablevit_pl.weights.card import Provenance, write_card
 from scalablevit_pl.weights.folder import check_target
-from scalablevit_pl.weights.hub import checksum
+from scalablevit_pl.weights.hub.cache import checksum
 
 
 def convert_reference(options: list[str]) -> None:

@@ -16,7 +16,7 @@ from scalablevit_pl.tasks import ClassificationTask
 from scalablevit_pl.weights.card import CardSubject, Evaluation, Provenance, Score, write_card
 from scalablevit_pl.weights.checkpoint import RECORD_KEY, find_checkpoint, read_checkpoint, stored_model
 from scalablevit_pl.weights.folder import check_target, write_folder
-from scalablevit_pl.weights.hub import is_repository
+from scalablevit_pl.weights.hub.client import is_repository
 from scalablevit_pl.weights.stored import Description, StoredModel
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import check_folder
 from scalablevit_pl.storage import folder_written_aside
 from scalablevit_pl.weights.folder import check_target
-from scalablevit_pl.weights.hub import is_shared
+from scalablevit_pl.weights.hub.client import is_shared
 from scalablevit_pl.weights.source import fetch_model
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import check_folder
-from scalablevit_pl.weights.hub import plan_push, push, repository_url
+from scalablevit_pl.weights.hub.client import repository_url
+from scalablevit_pl.weights.hub.upload import plan_push, push
 
 
 def push_folder(options: list[str]) -> None:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from scalablevit_pl.text import one_line
-from scalablevit_pl.weights.hub import is_repository
+from scalablevit_pl.weights.hub.client import is_repository
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description
 
 PAPER = "2203.10790"
@@ -20,23 +20,14 @@ CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 @dataclass(frozen=True)
 class CardSubject:
-    """The network that a card describes.
-
-    Attributes:
-        description: Task, architecture, classes and preprocessing.
-        parameters: Number of weights.
-        dtype: Type of the weights, such as `float32`.
-        usage: Line of Python that uses the loaded `model`.
-        multiply_adds: Multiply-adds for one image, in words; empty if unknown.
-        input_size: Side of the image for which they were counted, in pixels.
-    """
+    """The network that a card describes."""
 
     description: Description
     parameters: int
-    dtype: str
-    usage: str
-    multiply_adds: str = ""
-    input_size: int = 0
+    dtype: str  # of the weights, such as `float32`
+    usage: str  # line of Python that uses the loaded `model`
+    multiply_adds: str = ""  # for one image, in words; empty if unknown
+    input_size: int = 0  # side in pixels of the image for which they were counted
 
 
 class Score(NamedTuple):
@@ -49,58 +40,32 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A measurement, with what it takes to repeat it.
+    """A measurement, with what it takes to repeat it."""
 
-    Attributes:
-        dataset: Name of the data set, or its id on the Hub.
-        split: Name of the split.
-        samples: Number of evaluated images.
-        scores: The metrics; accuracies are fractions.
-        command: The command that measured them.
-        revision: The data set's revision, if known.
-    """
-
-    dataset: str
+    dataset: str  # name, or id on the Hub
     split: str
     samples: int
-    scores: Sequence[Score]
+    scores: Sequence[Score]  # accuracies are fractions
     command: str
-    revision: str | None = None
+    revision: str | None = None  # of the data set
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origin of a model's weights; the card omits what is unknown.
+    """Origin of a model's weights; the card omits what is unknown."""
 
-    Attributes:
-        license: Identifier of the licence, as the Hub spells it.
-        dataset: Name of the training data, or its id on the Hub.
-        command: Command that trained the model.
-        settings: Main settings of the training, for a table.
-        config: The training's whole configuration.
-        curves: File name of the training curves beside the card.
-        evaluations: Measured results.
-        note: Paragraph on the origin of weights that no run trained.
-    """
-
-    license: str | None = None
-    dataset: str | None = None
-    command: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] | None = None
-    curves: str | None = None
+    license: str | None = None  # as the Hub spells it
+    dataset: str | None = None  # name of the training data, or its id on the Hub
+    command: str | None = None  # that trained the model
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the main ones, for a table
+    config: Mapping[str, Any] | None = None  # of the whole training
+    curves: str | None = None  # file name of the training curves beside the card
     evaluations: Sequence[Evaluation] = ()
-    note: str | None = None
+    note: str | None = None  # paragraph on the origin of weights that no run trained
 
 
 def write_card(subject: CardSubject, title: str, provenance: Provenance) -> str:
-    """Write the text of `README.md`, which begins with the metadata that the Hub reads.
-
-    Args:
-        subject: The network.
-        title: Name of the model.
-        provenance: Origin of its weights.
-    """
+    """Write the text of `README.md`, which begins with the metadata that the Hub reads."""
     sections = [
         f"# {one_line(title)}",
         _introduction(subject.description, provenance),
@@ -123,7 +88,7 @@ def _metadata(task: str, title: str, provenance: Provenance) -> str:
             dataset_split=evaluation.split,
             dataset_revision=evaluation.revision,
             metric_type=score.hub_type,
-            metric_name=f"{_capital(score.label)} on {evaluation.samples} images",
+            metric_name=f"{score.label[:1].upper()}{score.label[1:]} on {evaluation.samples} images",
             metric_value=round(score.value, 6),
         )
         for evaluation in provenance.evaluations
@@ -149,7 +114,8 @@ def _slug(dataset: str) -> str:
 
 
 def _introduction(description: Description, provenance: Provenance) -> str:
-    kind = "An image classifier" if description.task == CLASSIFICATION else f"A network for {_words(description.task)}"
+    task = description.task.replace("-", " ")
+    kind = "An image classifier" if description.task == CLASSIFICATION else f"A network for {task}"
     name = f" (`{description.config['name']}`)" if "name" in description.config else ""
     architecture = f"with the architecture [ScalableViT](https://arxiv.org/abs/{PAPER}){name}"
     text = f"{kind} {architecture}, made with `scalablevit_pl`.{_labels(description)}"
@@ -168,11 +134,9 @@ def _labels(description: Description) -> str:
 def _usage(subject: CardSubject, title: str) -> str:
     name = json.dumps(title, ensure_ascii=False)  # JSON strings are valid Python
     path = subject.description.network_class or ""
-    module, _, kind = path.rpartition(".")
-    if CLASS_PATH.fullmatch(path):
-        load = f"from {module} import {kind}\n\nmodel = {kind}.from_pretrained({name})  # this folder"
-    else:
-        load = f"from scalablevit_pl import from_pretrained\n\nmodel = from_pretrained({name})  # this folder"
+    module, _, kind = path.rpartition(".") if CLASS_PATH.fullmatch(path) else ("scalablevit_pl", "", "")
+    loader = f"{kind}.from_pretrained" if kind else "from_pretrained"
+    load = f"from {module} import {kind or loader}\n\nmodel = {loader}({name})  # this folder"
     return f"## Use\n\n```python\n{load}\n{subject.usage}\n```"
 
 
@@ -233,11 +197,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _plain(text: str) -> str:
     """Escape a label so that it stays text: on one line, without Markdown or HTML."""
     return "".join(f"\\{sign}" if sign in "\\`*_[]<>#|~&!" else sign for sign in " ".join(text.split()))
-
-
-def _words(task: str) -> str:
-    return task.replace("-", " ")
-
-
-def _capital(label: str) -> str:
-    return label[:1].upper() + label[1:]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scalablevit_pl.preprocessing import read_record
 from scalablevit_pl.text import one_line
-from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel
+from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel, checked_names
 
 RECORD_KEY = "scalablevit_pl"
 SCHEMA = 1
@@ -100,7 +100,8 @@ def stored_model(checkpoint: Mapping[str, Any], source: str, average: str | None
         raise ValueError(f"{source!r} holds no averaged weights: use the raw ones with --average none")
     try:
         description = _description(checkpoint[RECORD_KEY])
-        tensors = _network_weights(checkpoint[section])
+        weights = {key: tensor for key, tensor in checkpoint[section].items() if key.startswith("network.")}
+        tensors = {key.removeprefix("network.").replace(COMPILED, ""): tensor for key, tensor in weights.items()}
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{source!r} describes no network that can be rebuilt: {reason}") from error
@@ -111,28 +112,14 @@ def _description(record: Mapping[str, Any]) -> Description:
     config, names = record["network"], record["class_names"]
     if config is None:
         raise ValueError("its network has no description in plain values: use it with its --config instead")
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError("class_names is not a list of names")
     classes = config.get("num_classes", config.get("init_args", {}).get("num_classes", len(names)))
-    if len(names) != classes:
-        raise ValueError(f"it names {len(names)} classes for a network with {classes}")
     return Description(
         task=record.get("task", CLASSIFICATION),
         config=dict(config),
-        class_names=list(names),
+        class_names=checked_names(names, classes),
         preprocessing=read_record(record["preprocessing"]),
         network_class=record.get("network_class"),
     )
-
-
-def _network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the network's weights in a task's state dict, under the names they have without `torch.compile`."""
-    prefix = "network."
-    return {
-        key.removeprefix(prefix).replace(COMPILED, ""): value
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
 
 
 def describe_network(network: nn.Module, section: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,28 +15,18 @@ from torch import Tensor
 from scalablevit_pl.preprocessing import Preprocessing, read_preprocessing, read_record
 from scalablevit_pl.storage import folder_written_aside, save_json
 from scalablevit_pl.text import one_line
-from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel, check_finite
+from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel, check_finite, checked_names
 
+Value = TypeVar("Value")
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 SCHEMA = 2  # 1 had no `task` and was for classifiers alone
 ALIGNMENT = 64  # bytes, of the memory that torch allocates
-# Entries of timm's description of a network that concern its images and the names of its layers.
-TIMM_ENTRIES = (
-    "input_size",
-    "pool_size",
-    "fixed_input_size",
-    "interpolation",
-    "crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-    "num_classes",
-    "first_conv",
-    "classifier",
-)
+# Entries of timm's description of a network that concern its images, and all that a file holds.
+IMAGE_ENTRIES = ("input_size", "pool_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+TIMM_ENTRIES = (*IMAGE_ENTRIES, "num_classes", "first_conv", "classifier")
 TIMM_PAIRS = ("input_size", "pool_size", "mean", "std")  # tuples, which JSON holds as lists
 
 
@@ -158,11 +148,11 @@ def read_description(folder: Path) -> Description:
         if content.get("task", CLASSIFICATION) == CLASSIFICATION and "network_class" not in content:
             return _read_classifier(content)
         return Description(
-            task=_text(content, "task"),
-            config=_mapping(content, "config"),
-            class_names=_read_labels(content, content.get("num_classes")),
-            preprocessing=read_record(_mapping(content, "preprocessing")) if content.get("preprocessing") else None,
-            network_class=content.get("network_class") and _text(content, "network_class"),
+            task=_entry(content, "task", str),
+            config=_entry(content, "config", dict),
+            class_names=_read_labels(content),
+            preprocessing=read_record(_entry(content, "preprocessing", dict)) if content.get("preprocessing") else None,
+            network_class=content.get("network_class") and _entry(content, "network_class", str),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -190,11 +180,7 @@ def read_folder(folder: str | Path, device: str | torch.device | None = None, pr
 
 
 def count_parameters(folder: Path) -> int:
-    """Count the numbers in the weights of a folder from the header of the file.
-
-    Raises:
-        ValueError: If there are no weights, or the file is damaged.
-    """
+    """Count the numbers in the weights of a folder from the header of the file."""
     with _open(folder / WEIGHTS, None) as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
@@ -205,52 +191,35 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def classifier_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the entries of a classifier's `config.json` into the `config` of its network.
-
-    Raises:
-        TypeError: If one has a type that the network would not notice before it computes.
-    """
+    """Turn the entries of a classifier's `config.json` into the `config` of its network."""
     arguments = dict(content["model_args"])
     outer = {key: arguments.pop(key) for key in ("head", "global_pool") if key in arguments}
-    if not isinstance(arguments.get("window_size", 7), int):
+    if not isinstance(arguments.get("window_size", 7), int):  # which the network would only notice when it computes
         raise TypeError("window_size is not a whole number")
-    name = _text(content, "architecture")
+    name = _entry(content, "architecture", str)
     return {"name": name, "num_classes": content["num_classes"], **outer, "backbone": arguments}
 
 
 def _read_classifier(content: Mapping[str, Any]) -> Description:
-    config, given = classifier_config(content), _mapping(content, "pretrained_cfg")
-    cfg = {key: given[key] for key in TIMM_ENTRIES if key in given and key not in ("first_conv", "classifier")}
-    cfg |= {key: tuple(cfg[key]) for key in TIMM_PAIRS if key in cfg}
-    names = _read_labels(content, config["num_classes"])
-    cfg["num_classes"] = config["num_classes"]
-    cfg |= {} if names is None else {"label_names": names}
+    config, given = classifier_config(content), _entry(content, "pretrained_cfg", dict)
+    cfg = {key: tuple(given[key]) if key in TIMM_PAIRS else given[key] for key in IMAGE_ENTRIES if key in given}
+    names = _read_labels(content)
+    cfg |= {"num_classes": config["num_classes"]} | ({} if names is None else {"label_names": names})
     defaults = Preprocessing()
     size = {"input_size": (3, defaults.input_size, defaults.input_size)}
     return Description(CLASSIFICATION, config, names, read_preprocessing(defaults.to_dict() | size | cfg), cfg)
 
 
-def _read_labels(content: Mapping[str, Any], num_classes: Any) -> list[str] | None:
+def _read_labels(content: Mapping[str, Any]) -> list[str] | None:
     names = content.get("label_names")
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("label_names is not a list of names")
-    if num_classes is not None and len(names) != num_classes:
-        raise ValueError(f"it names {len(names)} classes for a network with {num_classes}")
-    return names
+    return None if names is None else checked_names(names, content.get("num_classes"))
 
 
-def _text(content: Mapping[str, Any], key: str) -> str:
-    if not isinstance(content[key], str):
-        raise TypeError(f"{key} is not a name")
-    return str(content[key])
-
-
-def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    if not isinstance(content[key], dict):
-        raise TypeError(f"{key} is not an object")
-    return dict(content[key])
+def _entry(content: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
+    value = content[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is not a JSON {'object' if kind is dict else 'string'}")
+    return value
 
 
 def _open(path: Path, device: str | torch.device | None) -> Any:

@@ -1,6 +1,7 @@
 """Checkpoints of the paper's reference release: read without running code, and renamed to our layers."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,19 +80,11 @@ def _reference_layers(keys: Mapping[str, Tensor]) -> dict[str, str]:
             f"patch_embeds.{stage}.norm": f"backbone.stages.{stage}.patch_embed.norm",
             f"pos_block.{stage}.proj.0": f"backbone.stages.{stage}.peg.conv",
         }
-        blocks = {int(key.split(".")[2]) for key in keys if _is_block_key(key, stage)}
+        blocks = [int(found[1]) for found in map(re.compile(rf"stages\.{stage}\.(\d+)\.").match, keys) if found]
         for block in range(min(max(blocks, default=0) + 1, len(keys))):  # a hostile number would take too long
             theirs, ours = f"stages.{stage}.{block}", f"backbone.stages.{stage}.blocks.{block}"
-            attention: tuple[str, ...]
-            if block % 2 == 0:
-                attention = IWSA_LAYERS
-            else:
-                attention = SSA_LAYERS_UNREDUCED if f"{theirs}.attn.kv.weight" in keys else SSA_LAYERS
+            ssa = SSA_LAYERS_UNREDUCED if f"{theirs}.attn.kv.weight" in keys else SSA_LAYERS
+            attention = ssa if block % 2 else IWSA_LAYERS
             inner = ["norm1", *(f"attn.{layer}" for layer in attention), "norm2", "mlp.fc1", "mlp.fc2"]
             layers |= {f"{theirs}.{layer}": f"{ours}.{BLOCK_NAMES.get(layer, layer)}" for layer in inner}
     return layers
-
-
-def _is_block_key(key: str, stage: int) -> bool:
-    parts = key.split(".")
-    return len(parts) > 3 and parts[:2] == ["stages", str(stage)] and parts[2].isdigit()

@@ -1,30 +1,34 @@
 """What `--weights` names: a run, a checkpoint, a model's folder or a repository on the Hub."""
 
-from collections.abc import Collection
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 from scalablevit_pl.run_folder import RUNS
 from scalablevit_pl.weights.checkpoint import find_checkpoint, read_run
 from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS, is_model_folder, read_folder
-from scalablevit_pl.weights.hub import FetchOptions, HubError, Snapshot, fetch, is_repository, locate
+from scalablevit_pl.weights.hub.client import HubError, is_repository
+from scalablevit_pl.weights.hub.download import Snapshot, fetch
 from scalablevit_pl.weights.stored import StoredModel
 
-
-def fetch_model(
-    repository: str,
-    revision: str | None = None,
-    *,
-    files: Collection[str] | None = FILES,
-    **options: Unpack[FetchOptions],
-) -> Snapshot:
-    """Bring a model from the Hub into the cache; arguments and errors are those of `weights.hub.fetch`."""
-    return fetch(repository, revision, files=files, required=(WEIGHTS, CONFIG), **options)
+# Brings a model from the Hub into the cache: `weights.hub.download.fetch` for the files of a model.
+fetch_model = partial(fetch, files=FILES, required=(WEIGHTS, CONFIG))
 
 
-def locate_model(name_or_path: str | Path, revision: str | None = None, **options: Unpack[FetchOptions]) -> Path:
-    """Return the folder of a model, local or fetched; arguments and errors are those of `weights.hub.locate`."""
-    return locate(name_or_path, revision, files=FILES, required=(WEIGHTS, CONFIG), **options)
+def locate_model(name_or_path: str | Path, revision: str | None = None, **options: Any) -> Path:
+    """Return a local folder, or download the repository of that name; `options` are arguments of `fetch`.
+
+    Raises:
+        HubError: If there is neither such a folder nor such a repository.
+    """
+    if isinstance(name_or_path, Path) or Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if not is_repository(name_or_path):
+        raise HubError(f"{name_or_path!r} is neither a folder nor a repository name: give a path, or owner/name")
+    try:
+        return fetch_model(name_or_path, revision, **options).folder
+    except HubError as error:
+        raise HubError(f"there is no folder {name_or_path!r} here; on the Hub: {error}") from error
 
 
 def pin_weights(weights: str) -> str:

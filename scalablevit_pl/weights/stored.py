@@ -16,40 +16,24 @@ FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 
 @dataclass(frozen=True)
 class Description:
-    """Everything about a network except its weights, in plain values.
+    """Everything about a network except its weights, in plain values; None where it is unknown."""
 
-    Attributes:
-        task: The Hub's name of the task, such as `image-classification`.
-        config: Arguments from which the network can be rebuilt.
-        class_names: Names of the classes, or None if unknown.
-        preprocessing: Transform of the images, or None if unknown.
-        pretrained_cfg: Further entries in timm's names, of classifiers.
-        network_class: Import path of a network that is not part of this package. It is shown, never imported.
-    """
-
-    task: str
-    config: dict[str, Any]
+    task: str  # the Hub's name, such as `image-classification`
+    config: dict[str, Any]  # arguments from which the network can be rebuilt
     class_names: list[str] | None = None
     preprocessing: Any | None = None
-    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
-    network_class: str | None = None
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)  # further entries in timm's names, of classifiers
+    network_class: str | None = None  # import path of a network of another package; it is shown, never imported
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Weights with the description of their network.
-
-    Attributes:
-        description: The network without its weights.
-        tensors: The weights by name.
-        source: Path or repository, for messages.
-        average: Which of a run's weights these are: `ema`, averaged over the training, or `none`; None if unknown.
-    """
+    """Weights with the description of their network."""
 
     description: Description
     tensors: dict[str, Tensor]
-    source: str
-    average: str | None = None
+    source: str  # path or repository, for messages
+    average: str | None = None  # of a run: `ema`, averaged over the training, or `none`
 
     @property
     def class_names(self) -> list[str]:
@@ -76,6 +60,15 @@ def same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
     differing = [(one, other) for one, other in zip(known, names, strict=True) if one != other]
     moved = any(one in names or other in known for one, other in differing)
     return not moved and len(differing) <= len(known) // 50
+
+
+def checked_names(names: Any, count: int | None) -> list[str]:
+    """Return the names of classes that a file states, after checking that they are text, one for each class."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError("the names of its classes are not a list of text")
+    if count is not None and len(names) != count:
+        raise ValueError(f"it names {len(names)} classes for a network with {count}")
+    return list(names)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

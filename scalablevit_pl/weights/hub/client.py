@@ -162,7 +162,9 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str | N
             return sentence.format(repository=repository, revision=revision, url=repository_url(repository))
     reason = one_line(error, 200)
     if isinstance(error, HfHubHTTPError) and not isinstance(error, EntryNotFoundError):
-        return _explain_status(error, repository)
+        status, reason = error.response.status_code, one_line(error.server_message or error, 200)
+        remedy = REMEDIES.get(status, "try again later" if status >= 500 or status == 429 else "see the Hub's message")
+        return f"the Hub answered {status} for {repository!r} ({reason}): {remedy}"
     if isinstance(error, LocalEntryNotFoundError) or _is_transient(error):
         address = constants.ENDPOINT
         return f"the Hub at {address} cannot be reached for {repository!r}, or breaks off ({reason}): try again later"
@@ -174,10 +176,3 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str | N
     if isinstance(error, ValueError):  # such as the metadata of a card
         return f"the Hub rejected the data for {repository!r} ({reason}): correct them"
     return None
-
-
-def _explain_status(error: HfHubHTTPError, repository: str) -> str:
-    status = error.response.status_code
-    default = "try again later" if status >= 500 or status == 429 else "see the Hub's message"
-    reason = one_line(error.server_message or error, 200)
-    return f"the Hub answered {status} for {repository!r} ({reason}): {REMEDIES.get(status, default)}"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 
@@ -24,7 +23,6 @@ from scalablevit_pl.weights.hub.client import (
     HubUnreachableError,
     Token,
     hub_errors,
-    is_repository,
     is_shared,
     retry,
 )
@@ -32,30 +30,14 @@ from scalablevit_pl.weights.hub.client import (
 logger = logging.getLogger(__name__)
 
 
-class FetchOptions(TypedDict, total=False):
-    """Arguments of `fetch` that do not depend on the repository."""
-
-    token: Token
-    cache_dir: str | Path | None
-    local_files_only: bool
-    force_download: bool
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """Files of one commit of a repository.
+    """Files of one commit of a repository. The folder belongs to the cache: do not change it."""
 
-    Attributes:
-        repository: `owner/name`.
-        folder: The folder with the files. It belongs to the cache: do not change it.
-        commit: The commit's hash.
-        digests: Checksums that the Hub states: sha256 for large files, git's sha1 for small ones.
-    """
-
-    repository: str
+    repository: str  # owner/name
     folder: Path
     commit: str
-    digests: dict[str, str]
+    digests: dict[str, str]  # as the Hub states them: sha256 of large files, git's sha1 of small ones
 
 
 def fetch(
@@ -117,29 +99,6 @@ def fetch(
     write_note(_listing(snapshot.folder), json.dumps(snapshot.digests))
     note_commit(cache, revision, snapshot.commit)
     return snapshot
-
-
-def locate(
-    name_or_path: str | Path,
-    revision: str | None = None,
-    *,
-    files: Collection[str] | None = None,
-    required: Collection[str] = (),
-    **options: Unpack[FetchOptions],
-) -> Path:
-    """Return a local folder, or download the repository of that name; arguments are those of `fetch`.
-
-    Raises:
-        HubError: If there is neither such a folder nor such a repository.
-    """
-    if isinstance(name_or_path, Path) or Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    if not is_repository(name_or_path):
-        raise HubError(f"{name_or_path!r} is neither a folder nor a repository name: give a path, or owner/name")
-    try:
-        return fetch(name_or_path, revision, files=files, required=required, **options).folder
-    except HubError as error:
-        raise HubError(f"there is no folder {name_or_path!r} here; on the Hub: {error}") from error
 
 
 def _list_files(repository: str, revision: str | None, cache: Path, token: Token) -> Snapshot:

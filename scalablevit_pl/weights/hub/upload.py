@@ -31,27 +31,16 @@ PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 @dataclass(frozen=True)
 class PushPlan:
-    """The effect of a push, after every check that is possible beforehand.
-
-    Attributes:
-        folder: The model's folder.
-        repository: `owner/name`.
-        branch: Branch of the commit.
-        exists: Whether the repository exists.
-        private: Whether a new repository is private, or None for the owner's default.
-        files: Names of the files to upload, with their sizes in bytes.
-        left_out: Names in the folder that are not uploaded.
-        card: Text of `README.md` in the commit: the folder's, with the repository's name and the licence.
-    """
+    """The effect of a push, after every check that is possible beforehand."""
 
     folder: Path
-    repository: str
+    repository: str  # owner/name
     branch: str
-    exists: bool
-    private: bool | None
-    files: dict[str, int]
-    left_out: list[str]
-    card: str
+    exists: bool  # the repository
+    private: bool | None  # a new repository; None for the owner's default
+    files: dict[str, int]  # names of the files to upload, with their sizes in bytes
+    left_out: list[str]  # names in the folder that are not uploaded
+    card: str  # text of `README.md` in the commit: the folder's, with the repository's name and the licence
     api: HfApi = field(repr=False, compare=False)  # holds the token
 
 

@@ -8,8 +8,8 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.utils import _http
 
-from scalablevit_pl.weights.hub import client, is_repository, is_shared
-from scalablevit_pl.weights.hub.client import HubUnreachableError, hub_errors, retry
+from scalablevit_pl.weights.hub import client
+from scalablevit_pl.weights.hub.client import HubUnreachableError, hub_errors, is_repository, is_shared, retry
 
 
 @pytest.mark.parametrize("name", ["a/b", "A-1/b.c_d"])

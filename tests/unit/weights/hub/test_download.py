@@ -16,17 +16,18 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, constants, get_session, hf_hub_download
 
 from scalablevit_pl import from_pretrained
-from scalablevit_pl.weights import hub as package
 from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS
-from scalablevit_pl.weights.hub import Snapshot, cache, checksum, client, download
+from scalablevit_pl.weights.hub import cache, client, download
+from scalablevit_pl.weights.hub.cache import checksum
+from scalablevit_pl.weights.hub.download import Snapshot
+from scalablevit_pl.weights.source import locate_model
 
 LIMIT = 180.0  # seconds that the documentation states
 SILENCE = client.SILENCE
 MODEL: Any = {"files": FILES, "required": (WEIGHTS, CONFIG)}
 
-fetch = partial(package.fetch, **MODEL)
-fetch_all = partial(package.fetch, required=(WEIGHTS, CONFIG))
-locate = partial(package.locate, **MODEL)
+fetch = partial(download.fetch, **MODEL)
+fetch_all = partial(download.fetch, required=(WEIGHTS, CONFIG))
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_the_cache_is_used_only_if_it_holds_all_wanted_files(
 
 def test_files_required_later_are_required_of_the_cache(hub: HubServer, repo: str, models: list[Path]) -> None:
     commit = hub.commit(repo, {WEIGHTS: None})
-    package.fetch(repo, commit, files=[CONFIG])
+    download.fetch(repo, commit, files=[CONFIG])
     with hub_error(REPO, f"has no {WEIGHTS}"):
         fetch(repo, commit)
 
@@ -164,7 +165,7 @@ def test_a_cache_filled_by_another_program_serves_the_required_files(
     paths = [Path(hf_hub_download(repo, name)) for name in (WEIGHTS, CONFIG)]
     offline()
     assert same_weights(from_pretrained(repo), models[0])
-    for unknown in (fetch_all, partial(package.fetch, files=FILES)):  # it may lack any other file
+    for unknown in (fetch_all, partial(download.fetch, files=FILES)):  # it may lack any other file
         with hub_error("HF_HUB_OFFLINE"):
             unknown(repo)
     flip(paths[0])
@@ -299,7 +300,7 @@ def test_an_unreadable_repository_is_explained(
         hub.add_repo(REPO, private=kind == "private", gated=kind == "gated")
         hub.commit(REPO, files_in(models[0]))
     with hub_error("'ada/vit'", *expected, "there is no folder 'ada/vit' here"):
-        locate(REPO, token=token)
+        locate_model(REPO, token=token)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     if kind in ("private", "gated"):
         assert same_weights(from_pretrained(REPO, token="hf_ada_read"), models[0])
@@ -318,7 +319,7 @@ def test_a_malformed_name_is_explained(hub: HubServer, tmp_path: Path, monkeypat
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with hub_error(repr(name), "owner/name"):
-        locate(name)
+        locate_model(name)
 
 
 def test_a_local_folder_comes_first(

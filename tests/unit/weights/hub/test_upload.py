@@ -13,18 +13,18 @@ from huggingface_hub import constants
 
 from scalablevit_pl import from_pretrained
 from scalablevit_pl.models.factory import check_folder
-from scalablevit_pl.weights import hub as package
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS
-from scalablevit_pl.weights.hub import Snapshot, client
+from scalablevit_pl.weights.hub import client, upload
+from scalablevit_pl.weights.hub.download import Snapshot, fetch
 
 LIMIT = 180.0  # seconds that the documentation states
 SILENCE = client.SILENCE
 
-plan_push = partial(package.plan_push, check=check_folder, token="hf_ada")
+plan_push = partial(upload.plan_push, check=check_folder, token="hf_ada")
 
 
 def push(folder: Path, repository: str, message: str = "Upload", **options: Any) -> Snapshot:
-    return package.push(plan_push(folder, repository, **options), message)
+    return upload.push(plan_push(folder, repository, **options), message)
 
 
 def change_card(old: str, new: str) -> Callable[[Path], None]:
@@ -55,7 +55,7 @@ def test_a_pushed_model_is_fetched(hub: HubServer, models: list[Path], mode: Any
     assert hub.commits(REPO, revision or "main")[0] == pushed.commit
     assert len(hub.commits(REPO, revision or "main")) == 2
     assert bool(hub.lines("PUT /cdn/")) == (mode == "auto")
-    assert files_in(package.fetch(REPO, revision).folder) == as_committed(models[0])
+    assert files_in(fetch(REPO, revision).folder) == as_committed(models[0])
     model = from_pretrained(REPO, revision=pushed.commit)
     assert same_weights(model, models[0])
     assert not model.training
