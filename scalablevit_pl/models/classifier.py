@@ -143,9 +143,9 @@ class ImageClassifier(PretrainedNetwork):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the classifier that a `config` describes, randomly initialized."""
-        # Older descriptions have no pooling.
-        arguments = {"global_pool": "avg", **config, "backbone": ScalableViT(**config["backbone"])}
-        return cls(**arguments)
+        # Older descriptions have no pooling; what has a default in the constructor must be stated.
+        required = {key: config[key] for key in ("name", "head")}
+        return cls(**{"global_pool": "avg", **config, **required, "backbone": ScalableViT(**config["backbone"])})
 
     def annotate(self, description: "Description", labels: bool = True) -> None:
         """Set preprocessing and, with `labels`, class names in `pretrained_cfg` to those of a description."""
