@@ -53,7 +53,8 @@ def _describe(description: Description, folder: Path) -> dict[str, str]:
         rows |= description.preprocessing.summary()
     names, count = description.class_names, description.config.get("num_classes")
     more = f" and {len(names) - 20} more" if names and len(names) > 20 else ""
-    rows["labels"] = f"{count}: {', '.join(names[:20])}{more}" if names else f"{count}, names unknown"
+    if names or count is not None:
+        rows["labels"] = f"{count}: {', '.join(names[:20])}{more}" if names else f"{count}, names unknown"
     return rows
 
 

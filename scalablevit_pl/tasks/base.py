@@ -84,9 +84,9 @@ class BaseTask(pl.LightningModule, ABC):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if self.monitor not in self.described:
+        if self.monitor not in self.described or not any(metric.plotted for metric in self.described.values()):
             raise ValueError(
-                f"{type(self).__name__}.described does not have the monitored metric {self.monitor!r}: add it"
+                f"{type(self).__name__}.described needs the monitored metric {self.monitor!r}, and one that is plotted"
             )
         if base_batch_size is not None and base_batch_size < 1:
             raise ValueError(f"base_batch_size must be at least 1, or null for no scaling, got {base_batch_size}")

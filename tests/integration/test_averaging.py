@@ -16,7 +16,7 @@ FIT = ("fit", "--config", "recipes/quickstart.yaml", "--run", "averaged", "--ema
 QUIET = "--trainer.enable_progress_bar=false"
 
 
-def test_averaged_weights_on_their_way(
+def test_averaged_weights_are_trained_evaluated_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Weights on their way: from a run into a folder, and from there into other runs."""
+"""Weights from a run into a folder, and from there into other runs."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from scalablevit_pl import from_pretrained
 from scalablevit_pl.commands.main import main
-from scalablevit_pl.weights.checkpoint import load_trained_classifier
+from scalablevit_pl.models.factory import build_stored
+from scalablevit_pl.weights.checkpoint import read_run
 
 FINETUNE = ("fit", "--config", "recipes/finetune.yaml")
 PROBE = ("fit", "--config", "recipes/linear_probe.yaml")
@@ -21,7 +22,7 @@ PROBE = ("fit", "--config", "recipes/linear_probe.yaml")
 
 @pytest.fixture(scope="module")
 def released(trained: Path, scalablevit: Run) -> Path:
-    """The folder `released`, exported from a run that was tested."""
+    """Export the folder `released` from a run that was tested."""
     done = scalablevit("test", "--run", "first", "--trainer.limit_test_batches=2", *QUICK[4:], cwd=trained)
     assert done.returncode == 0, done.stderr
     done = scalablevit("export", "runs/first", "released", "--license", "mit", cwd=trained)
@@ -38,11 +39,11 @@ def test_an_exported_run_is_the_run(released: Path) -> None:
         "curves.png",
         "model.safetensors",
     ]
-    trained, model = load_trained_classifier(released / "runs/first"), from_pretrained(folder)
+    trained, model = read_run(released / "runs/first"), from_pretrained(folder)
     assert model.class_names == trained.class_names
     assert model.preprocessing == trained.preprocessing
     images = torch.randn(2, 3, 28, 28)
-    assert torch.equal(model(images), trained.network(images))
+    assert torch.equal(model(images), build_stored(trained)(images))
     card = (folder / "README.md").read_text()
     test = json.loads((released / "runs/first/test.json").read_text())
     assert test["test/samples"] == 32
@@ -55,7 +56,7 @@ def test_an_exported_run_is_the_run(released: Path) -> None:
 def test_results_of_other_weights_stay_out_of_the_card(released: Path, scalablevit: Run, tmp_path: Path) -> None:
     done = scalablevit("export", "runs/first/checkpoints/last.ckpt", str(tmp_path / "last"), cwd=released)
     assert done.returncode == 0, done.stderr
-    assert "test.json is not of runs/first/checkpoints/last.ckpt" in done.stderr
+    assert "test.json is from other weights than runs/first/checkpoints/last.ckpt" in done.stderr
     assert "## Results" not in (tmp_path / "last/README.md").read_text()
 
 
@@ -68,14 +69,14 @@ def test_a_probe_on_other_classes_moves_the_last_layer_alone(
     assert done.returncode == 0, done.stderr
     assert "is new and random" in done.stderr
     assert "514 of them trainable" in done.stderr  # 256 weights and a bias for each of two classes
-    before, after = load_file(released / "released/model.safetensors"), load_trained_classifier(run)
+    before, after = load_file(released / "released/model.safetensors"), read_run(run)
     assert after.class_names == ["cat", "dog"]
     assert after.preprocessing.input_size == 28
-    for name, tensor in after.network.state_dict().items():
+    for name, tensor in after.tensors.items():
         assert ("head.fc" in name) or torch.equal(tensor, before[name]), name
     resolved = json.loads((run / "resolved.json").read_text())
     assert resolved["weights"] == "released"
-    # The run is evaluated with its own weights and goes on from them, the released folder being out of the way.
+    # The run is evaluated with its own weights and continues from them without the released folder.
     shutil.move(released / "released", released / "elsewhere")
     try:
         for words in (("validate", "--run", str(run)), ("fit", "--run", str(run), "--resume", "last")):
@@ -118,17 +119,17 @@ def test_finetuning_on_the_same_classes_in_two_processes_moves_everything_a_litt
     done = scalablevit(*FINETUNE, "--weights=released", "--run", str(run), *QUICK, *sizes, *normal, *two, cwd=released)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "resolved.json").read_text())["global_batch"] == 32
-    assert "preprocessing.input_size was 28 and is 32, as this run says" in done.stderr
+    assert "preprocessing.input_size was 28 and is 32, as configured" in done.stderr
     assert "is new" not in done.stderr
-    before, after = load_file(released / "released/model.safetensors"), load_trained_classifier(run)
+    before, after = load_file(released / "released/model.safetensors"), read_run(run)
     assert after.preprocessing.input_size == 32
-    for name, tensor in after.network.state_dict().items():
+    for name, tensor in after.tensors.items():
         assert not torch.equal(tensor, before[name]), name
         assert torch.allclose(tensor, before[name], atol=5e-3), name
     done = scalablevit("export", str(run), str(tmp_path / "model"), cwd=released)
     assert done.returncode == 0, done.stderr
     exported = load_file(tmp_path / "model/model.safetensors")
-    assert all(torch.equal(tensor, exported[name]) for name, tensor in after.network.state_dict().items())
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in after.tensors.items())
     groups = json.loads((run / "resolved.json").read_text())["parameter_groups"]
     assert min(group.get("lr_scale", 1.0) for group in groups) < 0.1 < max(g.get("lr_scale", 1.0) for g in groups)
 
@@ -154,7 +155,7 @@ def test_a_folder_is_tested_and_predicts_like_its_run(released: Path, scalablevi
     [
         (FINETUNE, "this recipe starts from weights: name them with --weights"),
         ((*FINETUNE, "--weights", "nowhere"), "'nowhere' is neither a checkpoint nor a run folder"),
-        ((*FINETUNE, "--weights", "released", "--resume", "last"), "give one of them"),
+        ((*FINETUNE, "--weights", "released", "--resume", "last"), "give only one of them"),
         (
             ("fit", "--config", "recipes/imagenet_scalablevit_s.yaml", "--weights", "released"),
             "name is 'scalablevit_s' in the recipe and 'scalablevit_nano' in the weights",

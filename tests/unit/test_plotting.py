@@ -5,26 +5,29 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
+from scalablevit_pl import plotting
 from scalablevit_pl.plotting import (
     TRAIN,
     VAL,
     WRONG,
     Curve,
     _frequent_mistakes,
+    draw_comparison,
     draw_confusion,
     draw_curves,
     draw_predictions,
-    shorten,
 )
 
 Pixels = npt.NDArray[np.uint8]
 NAN = float("nan")
+LABELS = {"loss": "loss (cross-entropy)", "top1": "top-1 accuracy"}
 
 
 def read(path: Path) -> Pixels:
-    """Read a picture, and see that nothing else was left beside it."""
+    """Read a picture, and check that nothing else was left next to it."""
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
@@ -38,7 +41,7 @@ def places(picture: Pixels, colour: str | tuple[int, int, int]) -> npt.NDArray[n
 
 
 def show(path: Path, count: int, names: list[str], wrong: int = 0, side: int = 28) -> Pixels:
-    """Draw grey images of which the first `wrong` are called by the next class's name."""
+    """Draw grey images of which the first `wrong` are predicted as by the next class's name."""
     labels = [names[index % len(names)] for index in range(count)]
     predictions = [names[(index + (index < wrong)) % len(names)] for index in range(count)]
     images = [np.full((side, side, 3), 128, np.uint8)] * count
@@ -106,7 +109,7 @@ def test_the_confusion_is_shaded_by_the_share_of_the_true_class(tmp_path: Path) 
 def test_strange_names_are_drawn(names: list[str], tmp_path: Path) -> None:
     show(tmp_path / "x.png", len(names), names, wrong=1)
     draw_confusion(np.eye(len(names), dtype=np.int64), names, tmp_path / "x.png", names[0])
-    draw_curves({}, tmp_path / "x.png", " ".join(names))
+    draw_curves({}, {str(index): name for index, name in enumerate(names)}, tmp_path / "x.png", " ".join(names))
     read(tmp_path / "x.png")
 
 
@@ -115,11 +118,28 @@ def test_curves_have_their_colours(tmp_path: Path) -> None:
     seen = []
     for name in ("train/loss", "val/loss", "train/top1", "val/top1"):
         curves[name] = ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0] if name.startswith("train") else [1.0, 3.0, 2.0])
-        draw_curves(curves, tmp_path / "curves.png", "title")
+        draw_curves(curves, LABELS, tmp_path / "curves.png", "title")
         picture = read(tmp_path / "curves.png")
         halves = picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]
         seen.append([len(places(half, colour)) > 100 for half in halves for colour in (TRAIN, VAL)])
     assert seen == [[True, False, False, False], [True, True, False, False], [True, True, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_curves_and_comparisons_have_an_axis_for_each_metric(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    labels = {f"metric{index}": f"label {index}" for index in range(count)}
+    curves: dict[str, Curve] = {f"val/{name}": ([1.0, 2.0], [0.1, 0.9]) for name in labels}
+    draw_curves(curves, labels, tmp_path / "x.png", "title")
+    draw_comparison([("run", curves), ("other", curves)], labels, tmp_path / "x.png")
+    for figure, others in zip(figures, (["learning rate"], []), strict=True):
+        assert [axis.get_ylabel() for axis in figure.axes] == [*labels.values(), *others]
+    assert [len(axis.lines) for axis in figures[0].axes] == [1] * count + [0]
+    compared = [[line for line in axis.lines if len(line.get_xdata())] for axis in figures[1].axes]
+    assert [len(lines) for lines in compared] == [2] * count
 
 
 @pytest.mark.parametrize(
@@ -136,18 +156,18 @@ def test_curves_have_their_colours(tmp_path: Path) -> None:
 )
 def test_curves_of_any_length_and_value(make: Callable[[str], Curve], tmp_path: Path) -> None:
     names = ("train/loss", "val/loss", "train/top1", "val/top1", "train/lr")
-    draw_curves({name: make(name) for name in names}, tmp_path / "curves.png", "title")
+    draw_curves({name: make(name) for name in names}, LABELS, tmp_path / "curves.png", "title")
     assert min(read(tmp_path / "curves.png").shape[:2]) > 400
 
 
-def test_a_run_without_any_number_has_an_empty_picture(tmp_path: Path) -> None:
-    draw_curves({}, tmp_path / "curves.png", "title")
+def test_a_run_without_metrics_has_an_empty_picture(tmp_path: Path) -> None:
+    draw_curves({}, LABELS, tmp_path / "curves.png", "title")
     read(tmp_path / "curves.png")
 
 
-def test_a_picture_that_fails_leaves_the_earlier_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_picture_leaves_the_earlier_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "curves.png"
-    draw_curves({}, path, "title")
+    draw_curves({}, LABELS, path, "title")
     before = path.read_bytes()
 
     def fail(figure: object, path: Path, **options: object) -> None:
@@ -156,21 +176,15 @@ def test_a_picture_that_fails_leaves_the_earlier_one_alone(tmp_path: Path, monke
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(OSError, match="no space"):
-        draw_curves({"train/loss": ([1.0], [0.5])}, path, "title")
+        draw_curves({"train/loss": ([1.0], [0.5])}, LABELS, path, "title")
     assert path.read_bytes() == before
-
-
-def test_long_names_keep_both_ends() -> None:
-    assert shorten("a very long class name 1") == "a very l… name 1"
-    assert shorten("two\nlines\tand more") == "two line…nd more"
-    assert shorten("exactly sixteen!") == "exactly sixteen!"
 
 
 def test_the_most_frequent_mistakes_come_first() -> None:
     counts = np.array([[9, 0, 2], [5, 9, 0], [0, 1, 9]])
     assert _frequent_mistakes(counts, ["a", "b", "c"]) == [
-        "5 × b (1) called a (0)",
-        "2 × a (0) called c (2)",
-        "1 × c (2) called b (1)",
+        "5 × b (1) predicted as a (0)",
+        "2 × a (0) predicted as c (2)",
+        "1 × c (2) predicted as b (1)",
     ]
-    assert _frequent_mistakes(counts, ["a", "b", "c"], top=1) == ["5 × b (1) called a (0)"]
+    assert _frequent_mistakes(counts, ["a", "b", "c"], top=1) == ["5 × b (1) predicted as a (0)"]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from scalablevit_pl.commands.plot import plot_runs, read_run, summarize
+from scalablevit_pl.commands.plot import header, plot_runs, read_run, summarize
 from scalablevit_pl.plotting import RUN_COLOURS
 
 MakeRun = Callable[..., Path]
@@ -54,6 +54,30 @@ def test_missing_values_are_dashes(make_run: MakeRun) -> None:
     assert summarize(run) == ("a", "2", "-", "-", "-", "-", "-", "0.2500", "-")
 
 
+def test_runs_of_another_task_have_their_own_table_and_best_values(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = {
+        "loss": {"label": "loss", "hub_type": "loss", "plotted": True},
+        "distance": {"label": "mean distance", "hub_type": "mae", "plotted": False},
+        "worst": {"label": "greatest distance", "hub_type": "mae", "plotted": False},
+    }
+    folder = make_run("dense", **{"val/top1": [0.9, 0.4], "val_ema/top1": [], "val/top5": [3.0, 5.0]})
+    record = {"steps_per_epoch": 4, "metrics": {"monitor": "distance", "mode": "min", "described": described}}
+    (folder / "resolved.json").write_text(json.dumps(record))
+    table = (folder / "metrics.csv").read_text().replace("top1", "distance").replace("top5", "worst")
+    (folder / "metrics.csv").write_text(table)
+    run = read_run(folder)
+    assert run.labels == {"loss": "loss"}
+    assert header(run) == ("run", "epochs", "distance", "at", "ema", "at", "worst", "loss", "img/s")
+    assert summarize(run) == ("dense", "2", "0.4000", "2", "-", "-", "3.0000", "0.2500", "0")
+    make_run("a")
+    plot_runs(["dense", "a", "--out", "x.png"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["run", "dense", "run", "a"]
+    assert (lines[0][2], lines[2][2]) == ("distance", "top1")
+
+
 def test_runs_are_compared_in_80_columns_and_colours_of_their_own(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,11 +106,11 @@ def test_an_epoch_is_one_for_runs_with_other_batches(make_run: MakeRun) -> None:
     [
         (["frist"], "no run in 'runs/frist': did you mean first?"),
         (["first", "damaged"], "cannot read 'runs/damaged/metrics.csv'"),
-        (["empty"], "no numbers in metrics.csv yet"),
-        (["unresolved"], "steps_per_epoch is 0.*leave this run out"),
+        (["empty"], "has no metrics in metrics.csv yet"),
+        (["unresolved"], "steps_per_epoch is 0.*omit this run"),
         (["first", "--out", "x.jpg"], "'x.jpg' must be the name of a .png"),
         (["first", "--out", "nowhere/x.png"], "in a folder that exists"),
-        ([f"r{index}" for index in range(9)], "9 runs cannot be told apart.*at most 8"),
+        ([f"r{index}" for index in range(9)], "one picture cannot distinguish 9 runs: give at most 8"),
         ([], "arguments are required: runs"),
     ],
 )

@@ -226,9 +226,14 @@ def test_a_task_without_a_report_of_its_own_has_an_empty_one(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_has_to_describe_its_monitored_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Regression, "monitor", "distance")
-    with pytest.raises(ValueError, match=r"Regression\.described does not have the monitored metric 'distance'"):
+@pytest.mark.parametrize(
+    ("name", "value"), [("monitor", "distance"), ("described", {"error": MetricInfo("mean distance", "mae")})]
+)
+def test_a_task_has_to_describe_its_monitored_metric_and_plot_one(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Regression, name, value)
+    with pytest.raises(ValueError, match=r"Regression\.described needs the monitored metric '\w+', and one that is"):
         Regression()
 
 

@@ -1,5 +1,6 @@
-"""The released weights, against what their cards say."""
+"""The released weights and the statements of their cards."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_a_released_folder_is_complete_and_small(folder: Path) -> None:
     assert f"{results['Top-1 accuracy on 10000 images']:.4f}" in (ROOT / "checkpoints/README.md").read_text()
 
 
+# Digests of the released files, which loading does not change. Update them only for a change on purpose.
+DIGESTS = {
+    "model.safetensors": "fb33c60e3533fa3f2469f54e26d3a5c9d2861a3e81b556af47e86621969663cc",
+    "config.json": "4d5168026bae1ad4baaa7ad24c490a6179ba4ede5e6e554be7a93918389214d9",
+    "README.md": "92a95a12bf1ea29bdc76302054e7c8db397fa4f19b8b2702934f19ae4f49d8b3",
+}
+
+
 def test_the_fashion_mnist_weights_classify_the_samples_test_images() -> None:
     folder = ROOT / "checkpoints/scalablevit_nano.fashion_mnist"
     model = from_pretrained(folder)
@@ -45,6 +54,7 @@ def test_the_fashion_mnist_weights_classify_the_samples_test_images() -> None:
             batch = data.on_after_batch_transfer(batch, 0)
             right += int((model(batch["image"]).argmax(dim=1) == batch["label"]).sum())
             total += len(batch["label"])
-    # 2,000 of the 10,000 images that the card speaks of.
+    # 2,000 of the 10,000 images of the card.
     assert total == 2000
     assert right / total == pytest.approx(0.93, abs=0.015)
+    assert {name: sha256((folder / name).read_bytes()).hexdigest() for name in DIGESTS} == DIGESTS
