@@ -158,11 +158,7 @@ class ImageClassifier(PretrainedNetwork):
             self.class_names = names
 
     def describe(self) -> "Description":
-        """Return everything about the network except its weights.
-
-        Raises:
-            ValueError: If the network was pruned, so that nothing describes it.
-        """
+        """Return everything about the network except its weights, with timm's entries."""
         return replace(super().describe(), pretrained_cfg=self.pretrained_cfg)
 
     def predict(  # type: ignore[override]

@@ -99,11 +99,7 @@ def from_pretrained(
 
 
 def build_stored(stored: "StoredModel", num_classes: int | None = None) -> Any:
-    """Build the network of stored weights around them, in eval mode.
-
-    Args:
-        stored: Of a run, a checkpoint or a model's folder.
-        num_classes: Another number of classes than the model's gives it a new, random last layer.
+    """Build the network of stored weights around them, in eval mode; with `num_classes` as `from_pretrained` does.
 
     Raises:
         ValueError: If nothing here builds such a network, or the weights do not fit it.

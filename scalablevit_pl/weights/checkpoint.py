@@ -123,12 +123,7 @@ def _description(record: Mapping[str, Any]) -> Description:
 
 
 def describe_network(network: nn.Module, section: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Describe a network in plain values: by its own `config`, or by the configuration that built it with timm.
-
-    Args:
-        network: The network.
-        section: `class_path`, `init_args` and `dict_kwargs` that built it, for networks without a `config`.
-    """
+    """Describe a network in plain values: by its own `config`, or by the section of a configuration that built it."""
     config = getattr(network, "config", None)
     if isinstance(config, dict):
         return config

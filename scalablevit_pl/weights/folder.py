@@ -114,11 +114,7 @@ def describe(description: Description) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        ValueError: If it is missing, not JSON, or of another schema.
-    """
+    """Read `config.json`, after checking its schema."""
     path = folder / CONFIG
     if not path.is_file():
         missing = f"there is no folder {str(folder)!r}" if not folder.is_dir() else f"{str(folder)!r} has no {CONFIG}"
