@@ -8,7 +8,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
-from scalablevit_pl.callbacks.checkpoints import RunCheckpoints
+from scalablevit_pl.callbacks.checkpointing import RunCheckpoints
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.explanation import explain_argument
 from scalablevit_pl.run_folder import run_folder

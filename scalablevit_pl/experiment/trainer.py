@@ -9,7 +9,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from scalablevit_pl.callbacks.checkpoints import WholeCheckpointIO
+from scalablevit_pl.callbacks.checkpointing import WholeCheckpointIO
 from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter
 from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd, UnreadableList
 from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks import checkpoints
-from scalablevit_pl.callbacks.checkpoints import RunCheckpoints, WholeCheckpointIO, name_last
+from scalablevit_pl.callbacks.checkpointing import RunCheckpoints, WholeCheckpointIO, name_last
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, read_metrics
 from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError
 from scalablevit_pl.weights.checkpoint import read_checkpoint

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
-from scalablevit_pl.callbacks.checkpoints import RunCheckpoints
+from scalablevit_pl.callbacks.checkpointing import RunCheckpoints
 from scalablevit_pl.commands.pages import list_pages, read_page
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.data.transforms import Augmentation

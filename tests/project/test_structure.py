@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,30 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
     bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     pinned = [line for line in (ROOT / "tests/oldest.txt").read_text().splitlines() if not line.startswith("#")]
     assert pinned == [re.sub(r"\[.*\]", "", bound).replace(">=", "==") for bound in bounds]
+
+
+UNIT_TESTS = sorted((ROOT / "tests/unit").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_unit_tests_mirror_the_package(path: Path) -> None:
+    module = path.relative_to(ROOT / "tests/unit").with_name(path.name.removeprefix("test_"))
+    assert (PACKAGE / module).is_file()
+
+
+def test_no_test_imports_from_another_test_file() -> None:
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in paths if path.stem.startswith("test_")}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(module.split(".")[-1] in tests for module in modules), path
+
+
+def test_test_files_of_different_kinds_have_different_names() -> None:
+    def names(folder: str) -> set[str]:
+        return {path.stem.rstrip("s") for path in (ROOT / "tests" / folder).rglob("test_*.py")}
+
+    kinds = ["unit", "integration", "golden", "gpu", "benchmarks", "project"]
+    assert [(a, b, names(a) & names(b)) for a, b in combinations(kinds, 2) if names(a) & names(b)] == []
