@@ -42,9 +42,6 @@ def check_imagenet(names: Sequence[str]) -> list[str]:
 
     Accepted are synset ids, timm's WordNet lemmas, and the names of the data set on the Hub. One common lemma is
     enough, and up to one name in fifty may be unknown.
-
-    Args:
-        names: The classes of a source in the order of their indices.
     """
     synsets, canonical = imagenet_synsets(), imagenet_names()
     remedy = "correct the data, or set --data.class_order null if it is not ImageNet"

@@ -26,10 +26,7 @@ Result = TypeVar("Result")
 def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str | None:
     """Return the commit of a data set on the Hub, or None for one on this machine.
 
-    Args:
-        dataset: As for `load_splits`.
-        revision: Commit, tag or branch on the Hub.
-        ask: Resolve a tag or branch on the Hub; else use what this machine resolved it to last, if it did.
+    With `ask`, a tag or branch is resolved on the Hub; else what this machine resolved it to last is used, if it did.
     """
     if local_folder(dataset) is not None:
         return None

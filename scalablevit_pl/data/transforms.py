@@ -76,12 +76,8 @@ def reference_transform(
 ) -> Callable[[Image.Image], Tensor]:
     """Build timm's own training transform: an RGB image to normalized `(3, input_size, input_size)`.
 
-    Only posterizing to zero bits is fixed, which fails with Pillow 13.
-
-    Args:
-        preprocessing: Size, interpolation and normalization.
-        augmentation: Random variation.
-        use_prefetcher: Stop at bytes, before normalization and erasing.
+    Only posterizing to zero bits is fixed, which fails with Pillow 13. With `use_prefetcher` it stops at bytes, before
+    normalization and erasing.
     """
     transform: Any = create_transform(
         preprocessing.input_size,
@@ -126,11 +122,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Ima
 class PatchDraw:
     """Draw the patch of an image that random erasing fills with noise (Zhong et al. 2017, arXiv 1708.04896).
 
-    Called after the transform, it draws the same numbers from the global generators as timm's RandomErasing.
-
-    Args:
-        probability: Probability of a patch.
-        size: Side of the square image.
+    Called after the transform of a square image, it draws the same numbers as timm's RandomErasing.
     """
 
     def __init__(self, probability: float, size: int) -> None:
@@ -165,11 +157,8 @@ class _Canvas:
 def erase(images: Tensor, patches: Tensor) -> None:
     """Fill patches of normalized images `(B, 3, H, W)` in place with standard normal noise.
 
-    The noise is a function of the patch's seed and the type of device only.
-
-    Args:
-        images: On any device.
-        patches: Integers `(B, 5)` on the CPU, from `PatchDraw`.
+    The noise is a function of the patch's seed and the type of device only. `patches (B, 5)` of `PatchDraw` are on the
+    CPU, images on any device.
     """
     generator = torch.Generator(images.device)
     for image, (top, left, height, width, seed) in zip(images, patches.tolist(), strict=True):
@@ -200,14 +189,7 @@ class LabelledTransform:
 
 
 class BatchMix:
-    """Mixup or cutmix with one draw per batch, for batches of any size.
-
-    The labels are not smoothed: that is up to the loss.
-
-    Args:
-        augmentation: Strength and probability.
-        num_classes: Width of the soft labels.
-    """
+    """Mixup or cutmix with one draw per batch, for batches of any size; smoothing labels is up to the loss."""
 
     def __init__(self, augmentation: Augmentation, num_classes: int) -> None:
         self.mixup = Mixup(  # type: ignore[no-untyped-call]

@@ -9,9 +9,6 @@ def spare_worker(worker: int) -> None:  # noqa: ARG001  torch passes it
 
     The run stops after its current step and needs its loader until then. A second SIGTERM ends the process: the run
     sends it when it no longer needs the process.
-
-    Args:
-        worker: Number of the process.
     """
     signal.signal(signal.SIGTERM, _once)
     if hasattr(signal, "SIGUSR1"):
