@@ -22,10 +22,6 @@ from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 class DataExamination:
     """The checks of a fit's data; each uses what the earlier ones found.
 
-    Args:
-        datamodule: The datamodule of the fit; None if it could not be built.
-        options: The options from `read_options`.
-
     Attributes:
         known: Whether the datamodule is a `BaseDataModule`, so that its content can be examined.
         loaded: Whether the training data is available and was loaded.
@@ -72,11 +68,7 @@ class DataExamination:
             yield finding
 
     def check_splits(self, processes: int) -> Iterator[Finding]:
-        """Load the data as a fit does, unless that would download it, and count its images.
-
-        Args:
-            processes: Number of training processes that share the data.
-        """
+        """Load the data as a fit does, unless that would download it, and count its images."""
         if self.datamodule is None:
             return
         if not self.prepare():
@@ -154,13 +146,7 @@ class DataExamination:
 
 
 def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> Finding:
-    """Report how many images the classes have, and warn of classes without any.
-
-    Args:
-        part: Name of the part, such as `train`.
-        labels: Class index of each of its images.
-        names: The classes.
-    """
+    """Report how many images the classes have, and warn of classes without any."""
     counts, what = Counter(labels), f"{part} labels"
     empty = [name for index, name in enumerate(names) if not counts[index]]
     if empty:

@@ -37,13 +37,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def check_checkpoint_space(folder: Path, parameters: int, averaged: bool) -> Finding:
-    """Compare the free space with the size of a run's checkpoints.
-
-    Args:
-        folder: The run folder.
-        parameters: Number of weights of the network.
-        averaged: Whether checkpoints also hold averaged weights.
-    """
+    """Compare the free space with the size of a run's checkpoints."""
     # Weights and the two moments of AdamW, four bytes each.
     needed = CHECKPOINTS * parameters * 4 * (4 if averaged else 3) + SPARE
     free = shutil.disk_usage(nearest_existing(folder)).free

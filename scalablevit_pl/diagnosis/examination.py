@@ -25,13 +25,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 class Examination:
-    """All checks of a fit.
-
-    Args:
-        fit: The parsed fit.
-        start: What it starts from.
-        options: The options from `read_options`.
-    """
+    """All checks of a fit."""
 
     def __init__(self, fit: Any, start: Any, options: SimpleNamespace) -> None:
         self.fit = fit

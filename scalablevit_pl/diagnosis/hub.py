@@ -34,12 +34,7 @@ def check_token() -> Finding:
 
 
 def check_repository(dataset: str, revision: str | None) -> tuple[list[Finding], Listing | None]:
-    """Check that a data set can be read from the Hub, and list its files if it can.
-
-    Args:
-        dataset: Its id on the Hub.
-        revision: Commit, tag or branch.
-    """
+    """Check that a data set can be read from the Hub, and list its files if it can."""
     api, name = HfApi(), f"datasets/{dataset}"
     info, problem = _ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
     # The list of a gated repository's files is public; its files are not.
@@ -67,12 +62,7 @@ def _ask(call: Callable[[], Any], name: str, revision: str | None) -> tuple[Any,
 
 
 def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Return the data files of some splits with their sizes: those with a split's name in theirs, or else all.
-
-    Args:
-        sizes: Bytes of each file of the repository.
-        splits: The splits, each with the words that mean it in a file's name.
-    """
+    """Return the data files of some splits with their sizes: those with a split's name in theirs, or else all."""
     tables = {name: size for name, size in sizes.items() if name.endswith(".parquet")}
     words = {word for synonyms in splits.values() for word in synonyms}
     wanted = {name: size for name, size in tables.items() if words & set(re.split(r"[^a-z0-9]+", name.lower()))}

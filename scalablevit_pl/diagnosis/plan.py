@@ -10,15 +10,7 @@ from scalablevit_pl.tasks.fit import FitShape
 
 
 def planned_shape(trainer: pl.Trainer, loader: Any) -> FitShape:
-    """Count batches and steps as Lightning does, without starting the fit.
-
-    Args:
-        trainer: The trainer of the recipe.
-        loader: The training loader of one of its processes.
-
-    Raises:
-        ValueError: If the number of steps or the batch size is unknown.
-    """
+    """Count batches and steps as Lightning does, without starting the fit."""
     batches, limit = len(loader), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
     accumulated = max(1, trainer.accumulate_grad_batches)

@@ -136,15 +136,7 @@ def memory_remedy(batch_size: int) -> str:
 
 
 def check_loader(rate: float, step: StepSpeed | None, workers: int, processes: int, cores: int) -> Finding:
-    """Compare the throughput of the data with that of the training step.
-
-    Args:
-        rate: Images per second of one process's loader, while nothing else runs.
-        step: Speed of the training step; None if it could not be measured.
-        workers: Loader processes of each training process.
-        processes: Training processes on this machine.
-        cores: CPU cores.
-    """
+    """Compare the throughput of the data with that of the training step."""
     text = f"{rate:,.0f} images/s with {workers} loader process(es)"
     if step is None:
         return Finding("ok", "loader", text)

@@ -25,15 +25,7 @@ def describe(
     stages: Mapping[str, Spread],
     options: SimpleNamespace,
 ) -> dict[str, Any]:
-    """Return a record of plain values: environment, settings, images per second and seconds per image.
-
-    Args:
-        datamodule: The data.
-        sizes: Bytes of each image.
-        rates: Images per second of each loader, by number of loader processes.
-        stages: Seconds per image of each stage.
-        options: The command's options.
-    """
+    """Return a record of plain values: environment, settings, images per second and seconds per image."""
     augmentation: Any = getattr(datamodule, "augmentation", None)
     return environment("torchvision", "timm", "pillow", "datasets") | {
         "machine": {

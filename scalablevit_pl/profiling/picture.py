@@ -44,11 +44,6 @@ def draw_profile(results: Sequence[Result], path: Path, title: str) -> None:
 
     The panel of accuracies uses the first way in which inference was measured at 224×224, and the largest batch at
     which all networks with a published accuracy were measured.
-
-    Args:
-        results: The results; at least one was measured, in at most `MOST_WAYS` ways.
-        path: The PNG to write.
-        title: The title.
     """
     measured = [result for result in results if result.seconds]
     networks = list(dict.fromkeys(result.setting.network for result in measured))
