@@ -15,12 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationReport(pl.Callback):
-    """Write `val.json` after a validation, `test.json` and the task's report after a test.
-
-    Args:
-        folder: The run folder.
-        source: Origin of the weights and the command, for the record.
-    """
+    """Write `val.json` after a validation, `test.json` and the task's report after a test."""
 
     def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -88,12 +83,7 @@ class EvaluationReport(pl.Callback):
 
 
 class PredictionWriter(pl.Callback):
-    """Write the predictions of `Trainer.predict` as the task's report does.
-
-    Args:
-        out: A folder, in which the report names its files, a file's path, or an open text file.
-        data: Classes and preprocessing; by default the datamodule's.
-    """
+    """Write the predictions of `Trainer.predict` into a folder, a file or an open text file."""
 
     def __init__(self, out: Path | TextIO, data: ReportData | None = None) -> None:
         self.out = out

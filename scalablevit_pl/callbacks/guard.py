@@ -32,9 +32,6 @@ class LossGuard(pl.Callback):
     The losses are compared over the processes before the backward pass and read after it, when the answer has arrived
     long ago, so a GPU never waits for it. Gradients that overflow in half precision are left to the scaler; non-finite
     weights are never written into checkpoints, so the newest one is good.
-
-    Args:
-        folder: The run folder; `nonfinite.json` in it records the batch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,11 +125,7 @@ def _named(checkpoint: Path | None) -> str:
 
 
 class UnreadableList(pl.Callback):
-    """Maintain `unreadable.txt`, which names each image that a process of the run could not read.
-
-    Args:
-        folder: The run folder.
-    """
+    """Maintain `unreadable.txt`, which names each image that a process of the run could not read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -21,10 +21,6 @@ class StartFromWeights(pl.Callback):
 
     The whole network is loaded if task and classes are the same; all but the last layer for other classes; the backbone
     alone for another task. The rest is new and random, which is logged.
-
-    Args:
-        stored: The weights.
-        source: Their name, for messages.
     """
 
     def __init__(self, stored: StoredModel, source: str) -> None:
@@ -93,10 +89,6 @@ class SameStart(pl.Callback):
 
     Each process that `torchrun` or a cluster starts resolves them itself: a branch on the Hub may move in between, and
     a run folder may be on a disk that only one node has.
-
-    Args:
-        source: Checkpoint or weights of this process; None for random weights.
-        step: Optimizer steps in the checkpoint.
     """
 
     def __init__(self, source: str | None, step: int | None) -> None:

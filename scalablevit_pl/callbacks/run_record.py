@@ -19,14 +19,7 @@ PARTS = ("train", "val", "val_ema")
 
 
 class RunRecord(pl.Callback):
-    """Check data against network before the first step; write the checkpoints' record, `resolved.json`, `curves.png`.
-
-    Args:
-        folder: The run folder.
-        config: The run's configuration in plain values.
-        stored: Class names, preprocessing and batch record of the weights' checkpoint, with which the data must agree.
-        command: The command as it was typed.
-    """
+    """Check data against network; write the record of checkpoints, `resolved.json` and `curves.png`."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], stored: dict[str, Any] | None = None, command: str = ""

@@ -37,9 +37,6 @@ class Throughput(pl.Callback):
     time), `speed/gpu_memory_gb` (peak of tensors, in 10⁹ bytes) and `speed/eta_hours`. They bypass the task's metrics,
     so that neither a checkpoint nor a random number depends on them.
 
-    Args:
-        clock: Returns the time in seconds.
-
     Attributes:
         speed: The latest values by name.
     """
@@ -114,12 +111,7 @@ class Throughput(pl.Callback):
 
 
 class FetchTimer(Profiler):
-    """Time a loop's requests for a batch, and forward every call to the configured profiler.
-
-    Args:
-        inner: The configured profiler, or Lightning's own that does nothing.
-        throughput: Receives the waits for training batches, and the interruptions by checkpoints.
-    """
+    """Time a loop's requests for a batch, and forward every call to the configured profiler."""
 
     def __init__(self, inner: Profiler, throughput: Throughput) -> None:
         super().__init__(inner.dirpath, inner.filename)

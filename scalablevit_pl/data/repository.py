@@ -28,9 +28,6 @@ def find_commit(dataset: str, revision: str | None) -> str:
     Args:
         dataset: A data set's id on the Hub.
         revision: Commit, tag or branch; by default the main branch.
-
-    Raises:
-        HubError: If there is no such repository or revision, it may not be read, or the Hub is unreachable.
     """
     if revision is not None and is_commit(revision):
         return revision
@@ -43,11 +40,7 @@ def noted_commit(dataset: str, revision: str | None) -> str | None:
 
 
 def list_shards(dataset: str, commit: str) -> dict[str, list[str]]:
-    """List the parquet files of each split; empty if the repository does not store them as `datasets` does.
-
-    Raises:
-        HubError: If the commit has not been listed before, and the Hub does not list it.
-    """
+    """List the parquet files of each split; empty if the repository does not store them as `datasets` does."""
     listing, folder = _listing(dataset, commit), _snapshot(dataset, commit)
     if listing.is_file():  # a commit does not change
         return group_shards(json.loads(listing.read_text()))
@@ -69,11 +62,7 @@ def group_shards(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def check_shards(names: Iterable[str]) -> None:
-    """Check that no parquet file of a numbered set is missing.
-
-    Raises:
-        ValueError: If one is missing; the message names the first.
-    """
+    """Check that no parquet file of a numbered set is missing."""
     found: dict[tuple[str, str, str], set[int]] = {}
     for path in map(Path, names):
         match = SHARD.fullmatch(path.name)
@@ -89,11 +78,7 @@ def check_shards(names: Iterable[str]) -> None:
 
 
 def fetch_shards(dataset: str, commit: str, names: list[str]) -> Path:
-    """Download those files of a commit that are not cached, and return the folder in the cache that holds them.
-
-    Raises:
-        HubError: If a file cannot be downloaded.
-    """
+    """Download those files of a commit that are not cached, and return the folder in the cache that holds them."""
     folder = _snapshot(dataset, commit)
     missing = sum(not (folder / name).is_file() for name in names)
     if missing and constants.HF_HUB_OFFLINE:

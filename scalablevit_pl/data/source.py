@@ -43,15 +43,7 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
 def load_splits(
     dataset: str, commit: str | None = None, wanted: Wanted = list, read_folder: FolderReader | None = None
 ) -> datasets.DatasetDict:
-    """Load splits of a data set without decoding images; from the Hub, fetch only the files of the wanted splits.
-
-    Args:
-        dataset: A local folder, the name of a sample in this package, or a data set's id on the Hub.
-        commit: The commit on the Hub, from `find_revision`; by default the newest.
-        wanted: Selects among the names of the existing splits; by default all.
-        read_folder: Loads a local folder without parquet files; by default one with a folder per class, optionally
-            below a folder per split.
-    """
+    """Load splits of a data set without decoding images; from the Hub, fetch only the files of the wanted splits."""
     folder, commit = local_folder(dataset), commit or find_revision(dataset, None)
     if folder is not None and _holds_parquet(folder):
         files = _find_parquet(folder)

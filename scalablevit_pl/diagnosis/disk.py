@@ -48,12 +48,7 @@ def check_checkpoint_space(folder: Path, parameters: int, averaged: bool) -> Fin
 
 
 def check_data_space(needs: dict[Path, int], prepared: bool) -> Iterator[Finding]:
-    """Compare the free space with what a data set needs that is not prepared yet.
-
-    Args:
-        needs: Bytes to be written, by folder; those on one disk are added up.
-        prepared: Whether the data seems to be prepared already, so that too little space may not matter.
-    """
+    """Compare the free space with what a data set needs that is not prepared yet."""
     disks: dict[int, tuple[list[Path], int]] = {}
     for folder, size in needs.items():
         device = nearest_existing(folder).stat().st_dev

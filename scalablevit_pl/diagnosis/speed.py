@@ -31,14 +31,7 @@ class StepSpeed:
 
 
 def time_steps(task: Any, trainer: pl.Trainer, batch: dict[str, Any], seconds: float) -> StepSpeed:
-    """Measure training steps on a repeated batch for some seconds. The network is changed.
-
-    Args:
-        task: The task.
-        trainer: Gives device, precision and clipping; only one device is used.
-        batch: A batch as the task receives it; on a CPU only a part of it is used if all of it would take too long.
-        seconds: Time to measure, after the first steps.
-    """
+    """Measure training steps on a repeated batch for some seconds. The network is changed."""
     device, batch_size = trainer.strategy.root_device, len(batch["image"])
     if device.type == "cpu" and batch_size > FIRST_BATCH:
         first = _time(task, trainer, batch, FIRST_BATCH, 0.0)

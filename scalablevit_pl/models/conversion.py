@@ -26,9 +26,6 @@ def convert_checkpoint(path: str | Path, model: str, class_names: Sequence[str] 
         model: One of `list_models()`, a JSON file with the arguments of `ScalableViT`, or a model's `config.json`: a
             checkpoint does not hold the numbers of heads.
         class_names: Names of the classes, used if the checkpoint has as many: the release was trained on ImageNet.
-
-    Raises:
-        ValueError: If the file cannot be read, or its weights are not those of that network; it names a tensor.
     """
     tensors = read_reference_checkpoint(path)
     check_finite(tensors, repr(str(path)))

@@ -28,15 +28,7 @@ Builder = Callable[[int], DataLoader[Any]]
 
 
 def take_images(datamodule: BaseDataModule, count: int) -> list[Stored]:
-    """Reduce the training images to some of them, except for a stream, and return these with their targets.
-
-    Args:
-        datamodule: After `setup("fit")`.
-        count: Number of images; at least a batch is used.
-
-    Raises:
-        ValueError: If one of the images cannot be read.
-    """
+    """Reduce the training images to some of them, except for a stream, and return these with their targets."""
     count = max(count, datamodule.batch_size)
     if datamodule.stream is None:
         images = copy.copy(datamodule.images["train"])
@@ -60,11 +52,6 @@ def loader_builders(datamodule: BaseDataModule, images: Sequence[Stored], folder
 
     `ours` is the train loader. `theirs` is `ImageFolder` with timm's transform on the same images, with the same batch
     size and augmentation; only a `ClassificationDataModule` has it.
-
-    Args:
-        datamodule: The data.
-        images: Its training images.
-        folder: An empty folder for the tree of class folders.
     """
     builders: dict[str, Builder] = {"ours": partial(_our_loader, datamodule)}
     if isinstance(datamodule, ClassificationDataModule):
@@ -107,14 +94,7 @@ def _collate_pairs(samples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:
 
 
 def compare(builders: Mapping[str, Builder], workers: int, rounds: int, seconds: float) -> dict[str, Spread]:
-    """Measure loaders in interleaved rounds, and return their images per second and the `ratio` of the first two.
-
-    Args:
-        builders: Build the loaders.
-        workers: Loader processes; with 0, images are loaded in this process.
-        rounds: Number of rounds.
-        seconds: Length of a measurement, at most an epoch.
-    """
+    """Measure loaders in interleaved rounds, and return their images per second and the `ratio` of the first two."""
     rates: dict[str, list[float]] = {name: [] for name in builders}
     for number in range(rounds):
         loaders = [(name, build(workers)) for name, build in builders.items()]

@@ -83,9 +83,6 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
     """Check that networks exist, and return by name the folders of released models.
 
     A model on the Hugging Face Hub is downloaded into its cache, so that the Hub is asked once.
-
-    Raises:
-        ValueError: If a name is unknown, with the nearest ones, or there is no such model.
     """
     folders: dict[str, Path] = {}
     for name in names:
@@ -104,11 +101,7 @@ def check_networks(names: Iterable[str]) -> dict[str, Path]:
 
 
 def build_network(setting: Setting, folders: Mapping[str, Path] | None = None) -> nn.Module:
-    """Build a network on the CPU. A released model has its weights, from `folders` if its name is there.
-
-    Raises:
-        ValueError: If there is no such network.
-    """
+    """Build a network on the CPU. A released model has its weights, from `folders` if its name is there."""
     name = setting.network
     network: Any
     if "/" in name:
@@ -142,9 +135,6 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
     Inference has weights and images in the type of the precision. A training step has float32 weights and autocast to
     that type, with a loss scaler for fp16: forward pass, cross entropy with random labels, backward pass, fused AdamW,
     and setting the gradients to None. Images and labels are already on the device.
-
-    Raises:
-        ValueError: If a network without classes is to be trained.
     """
     classes = int(getattr(network, "num_classes", 1000))
     if setting.mode == "train" and classes < 1:

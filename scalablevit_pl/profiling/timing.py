@@ -81,13 +81,6 @@ def time_interleaved(
 
     Each sample follows an untimed call, because the other calls have left the caches cold. A first, discarded round
     finds out how many calls fill the least time. A call that raises is dropped from then on.
-
-    Args:
-        calls: The calls to measure.
-        device: The device that computes.
-        repeats: Rounds that count.
-        seconds: Least time of a sample.
-        wait_each: Synchronize after each call, as for a latency.
     """
     timings: Timings[Key] = Timings({key: [] for key in calls}, {})
     counts = dict.fromkeys(calls, 1)

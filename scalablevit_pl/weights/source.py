@@ -16,11 +16,7 @@ fetch_model = partial(fetch, files=FILES, required=(WEIGHTS, CONFIG))
 
 
 def locate_model(name_or_path: str | Path, revision: str | None = None, **options: Any) -> Path:
-    """Return a local folder, or download the repository of that name; `options` are arguments of `fetch`.
-
-    Raises:
-        HubError: If there is neither such a folder nor such a repository.
-    """
+    """Return a local folder, or download the repository of that name; `options` are arguments of `fetch`."""
     if isinstance(name_or_path, Path) or Path(name_or_path).is_dir():
         return Path(name_or_path)
     if not is_repository(name_or_path):
@@ -38,9 +34,6 @@ def pin_weights(weights: str) -> str:
 
     Args:
         weights: A path, or `owner/name` with or without a revision, `owner/name@revision`.
-
-    Raises:
-        ValueError: If there is neither such a path nor such a repository.
     """
     if not _is_remote(weights):
         return weights
@@ -62,11 +55,7 @@ def _is_remote(weights: str) -> bool:
 
 
 def weights_path(weights: str | Path) -> Path:
-    """Return the path of weights: the checkpoint of a run, or a model's folder, which may be in the Hub's cache.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Return the path of weights: the checkpoint of a run, or a model's folder, which may be in the Hub's cache."""
     if is_model_folder(weights):
         return Path(weights)
     return _fetch(str(weights)).folder if _is_remote(str(weights)) else find_checkpoint(weights)
@@ -79,9 +68,6 @@ def load_weights(weights: str | Path, average: str | None = None) -> StoredModel
         weights: Path, or `owner/name` with or without `@revision`.
         average: `ema` for a checkpoint's averaged weights, `none` for its raw ones; by default the averaged ones if
             there are any. A model's folder holds one set.
-
-    Raises:
-        ValueError: If there are none, they are damaged, or a set is named where there is only one.
     """
     path = weights_path(weights)
     if path.is_file():
