@@ -32,7 +32,7 @@ class StartFromWeights(pl.Callback):
         network: Any = pl_module.network
         names = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         if self.stored.description.task != getattr(network, "task", CLASSIFICATION):
-            self._load_backbone(network)
+            self._load_backbone(network, stage)
             self._compare_normalization(trainer.datamodule.preprocessing)  # type: ignore[attr-defined]
         elif same_classes(self.stored.class_names, names):
             load_tensors(network, self.stored.tensors, self.source)
@@ -40,8 +40,10 @@ class StartFromWeights(pl.Callback):
             self._load_features(network, names)
         del self.stored  # a second copy of the weights
 
-    def _load_backbone(self, network: Any) -> None:
+    def _load_backbone(self, network: Any, stage: str) -> None:
         task = self.stored.description.task
+        if stage != "fit":
+            raise ValueError(f"{self.source!r} is for {task}, so the head would be random: train it with fit first")
         own, theirs = (_backbone_config(config) for config in (network.config, self.stored.description.config))
         differing = differences(theirs, own)
         if differing:
