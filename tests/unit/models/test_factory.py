@@ -229,7 +229,7 @@ def test_a_folder_of_an_unknown_task_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_whole_fails_the_check(folder: Path) -> None:
     rewrite(folder, lambda config: config["model_args"].update(depths=[2, 2, 1, 2]))
-    with pytest.raises(ValueError, match=r"1.* missing \(backbone\.stages\.0\.blocks\.1\."):
+    with pytest.raises(ValueError, match=r"missing \(backbone\.stages\.0\.blocks\.1\."):
         check_folder(folder)
 
 
