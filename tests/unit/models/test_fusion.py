@@ -58,6 +58,12 @@ def count_calls(network: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Coun
     return output, Counter({event.key: event.count for event in seen.key_averages()})
 
 
+class Wrapper(Tensor):
+    """A subclass that only the dispatcher knows, such as a distributed tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
@@ -103,34 +109,50 @@ def test_autocast_and_unsupported_dtypes_and_devices_use_torch() -> None:
     assert fused.to("meta")(IMAGES.to("meta")).shape == (2, 5)
 
 
+@torch.no_grad()
+def test_autocast_casts_float32_tokens() -> None:
+    layer, fused = with_fused(nn.Linear(6, 7))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = layer(TOKENS), fused(TOKENS)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore:TF32")
 @torch.no_grad()
-def test_modes_of_torch_and_a_disabled_onednn_are_respected() -> None:
+def test_modes_subclasses_and_a_disabled_onednn_are_respected() -> None:
     layer = nn.Linear(6, 7)
     assert onednn_takes(TOKENS, layer)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not onednn_takes(TOKENS, layer)
     with BaseTorchFunctionMode():
         assert not onednn_takes(TOKENS, layer)
+    assert not onednn_takes(TOKENS.as_subclass(Wrapper), layer)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("bias", torch.tensor(2.0)),
-        ("bias", torch.arange(14.0)[::2]),
-        ("bias", torch.tensor([2.0]).expand(7)),
-        ("weight", torch.arange(84.0).sin().view(7, 12)[:, ::2]),
-        ("weight", torch.arange(6.0).sin().expand(7, 6)),
-    ],
-    ids=["scalar bias", "strided bias", "expanded bias", "strided weight", "expanded weight"],
-)
+PARTS: dict[str, dict[str, Tensor | None]] = {
+    "scalar bias": {"bias": torch.tensor(2.0)},
+    "strided bias": {"bias": torch.arange(14.0)[::2]},
+    "expanded bias": {"bias": torch.tensor([2.0]).expand(7)},
+    "strided weight": {"weight": torch.arange(84.0).sin().view(7, 12)[:, ::2]},
+    "expanded weight": {"weight": torch.arange(6.0).sin().expand(7, 6)},
+    "sparse weight": {"weight": torch.arange(42.0).sin().view(7, 6)},
+    "empty weight": {"weight": torch.empty(7, 0)},
+    "vector": {"weight": torch.arange(6.0).sin(), "bias": None},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # a beta feature of torch
+@pytest.mark.parametrize("parts", PARTS)
 @torch.no_grad()
-def test_weights_may_have_any_layout(name: str, value: Tensor) -> None:
+def test_weights_may_have_any_layout(parts: str) -> None:
     layer, fused = with_fused(nn.Linear(6, 7))
     for network in (layer, fused):
-        setattr(network, name, nn.Parameter(value))
-    assert_close(fused(TOKENS), layer(TOKENS))
+        for name, part in PARTS[parts].items():
+            part = part.to_sparse_csr() if parts == "sparse weight" else part
+            setattr(network, name, None if part is None else nn.Parameter(part))
+    tokens = TOKENS[0, :, : layer.weight.shape[-1]]
+    assert_close(fused(tokens), layer(tokens))
 
 
 @pytest.mark.parametrize("bias", [torch.zeros(7, device="meta"), torch.zeros(7, dtype=torch.float64)], ids=str)

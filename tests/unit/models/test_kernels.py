@@ -129,6 +129,15 @@ def test_windows_are_cut_row_by_row_and_merged_again() -> None:
     assert torch.equal(merge_windows(heads, tokens.shape, 2, 3), tokens)
 
 
+def test_windows_are_cut_in_the_dtype_of_autocast() -> None:
+    tokens = torch.arange(24.0).view(1, 4, 6, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        windows = cut_windows(tokens, 2, 3)
+        assert cut_windows(tokens.double(), 2, 3).dtype == torch.float64
+    assert windows.dtype == torch.bfloat16
+    assert torch.equal(windows.float(), cut_windows(tokens, 2, 3))
+
+
 def test_the_mask_of_padded_windows_marks_the_real_tokens() -> None:
     tokens = torch.ones(2, 4, 5, 1)
     padded = pad_to_multiple(tokens, 3)
