@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.callbacks import checkpoints
+from scalablevit_pl.callbacks import checkpointing
 from scalablevit_pl.callbacks.checkpointing import RunCheckpoints, WholeCheckpointIO, name_last
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, read_metrics
 from scalablevit_pl.callbacks.preemption import BY_WEIGHT, PreemptedError
@@ -170,7 +170,7 @@ def test_all_processes_save_and_stop_alike(
 
 def test_a_checkpoint_follows_each_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 10_000, 50))
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(now))
     trainer = Saves(tmp_path)
     trainer.train(start(trainer, every_minutes=2.0), 8)
     # A look at the clock takes 50 s here, and another one when a checkpoint is written.

@@ -106,7 +106,7 @@ def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) ->
         return
     messages = [(tmp_path / f"error.{rank}").read_text() for rank in range(2)]
     assert messages[0] == messages[1]
-    assert "nonfinite.rank1.json: look" in messages[0]
+    assert "nonfinite.rank1.json records the batch" in messages[0]
     assert not (tmp_path / "nonfinite.rank0.json").exists()
     record = json.loads((tmp_path / "nonfinite.rank1.json").read_text())
     assert (record["index"], record["step"], record["rank"]) == ([5, 7], 1, 1)

@@ -61,10 +61,11 @@ def test_data_without_labels_is_examined_and_timed_on_a_real_batch(scenes: Segme
     ]
     assert not [*examination.load_batch()]
     assert examination.batch is not None
-    assert examination.batch["mask"].shape == (4, 32, 32)
+    size = examination.batch["image"].shape[2:]
+    assert examination.batch["mask"].shape == (4, *size)
     [step] = examination.check_step()
     assert (step.status, step.what) == ("ok", "training step")
-    assert task.shapes <= {(2, 3, 32, 32), (4, 3, 32, 32)}
+    assert task.shapes <= {(2, 3, *size), (4, 3, *size)}
     [loader] = examination.check_loader()
     assert "times the training step's" in loader.text
 

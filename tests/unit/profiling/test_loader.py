@@ -32,8 +32,7 @@ def images_of(folder: Path, augmentation: Augmentation | None) -> Classification
 
 def spy(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seen: list[str], what: str) -> None:
     inner = getattr(owner, name)
-    wrapped = lambda *values: (seen.append(what), inner(*values))[1]  # noqa: E731
-    monkeypatch.setattr(owner, name, staticmethod(wrapped) if name == "collate" else wrapped)
+    monkeypatch.setattr(owner, name, lambda *values: (seen.append(what), inner(*values))[1])
 
 
 def test_stages_are_timed_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
