@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -93,7 +94,7 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 
 
 @dataclass(frozen=True)
-class ImagePreprocessing:
+class ImagePreprocessing(ABC):
     """An evaluation transform as a record of plain values, which travels with the weights.
 
     Each kind is a frozen dataclass with `interpolation`, `mean` and `std` among its fields.
@@ -118,13 +119,13 @@ class ImagePreprocessing:
         """Transform an RGB image of any size to `(3, H, W)`, float32, normalized."""
         return self.normalize(self.pixels(image))
 
+    @abstractmethod
     def pixels(self, image: Image.Image) -> Tensor:
         """Transform an RGB image of any size to bytes `(3, H, W)`, before normalization."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the transformed height and width of an image of a height and width."""
-        raise NotImplementedError
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Normalize bytes `(…, 3, H, W)` of any memory layout to contiguous float32."""
