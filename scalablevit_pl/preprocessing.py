@@ -3,7 +3,6 @@
 import io
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -93,8 +92,9 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
         return torch.tensor(values, device=device)[:, None, None]
 
 
+# Not an `ABC`: the command line takes options for the fields of a dataclass, not for those of an abstract class.
 @dataclass(frozen=True)
-class ImagePreprocessing(ABC):
+class ImagePreprocessing:
     """An evaluation transform as a record of plain values, which travels with the weights.
 
     Each kind is a frozen dataclass with `interpolation`, `mean` and `std` among its fields.
@@ -119,13 +119,13 @@ class ImagePreprocessing(ABC):
         """Transform an RGB image of any size to `(3, H, W)`, float32, normalized."""
         return self.normalize(self.pixels(image))
 
-    @abstractmethod
     def pixels(self, image: Image.Image) -> Tensor:
         """Transform an RGB image of any size to bytes `(3, H, W)`, before normalization."""
+        raise NotImplementedError
 
-    @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the transformed height and width of an image of a height and width."""
+        raise NotImplementedError
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Normalize bytes `(…, 3, H, W)` of any memory layout to contiguous float32."""
