@@ -102,7 +102,7 @@ def test_a_network_without_a_scalablevit_backbone_is_not_exported(
 
 def test_weights_that_do_not_fit_are_not_exported(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", checkpoint_of(small(4), small().config, config={}))
-    with pytest.raises(ValueError, match=r"1.*of another shape \(head\.fc\.weight"):
+    with pytest.raises(ValueError, match=r": 2 of another shape \(head\.fc\.weight"):
         export_run([str(run), str(tmp_path / "model")])
     assert not (tmp_path / "model").exists()
 
