@@ -45,6 +45,9 @@ class ParsedExperiment(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options for the run folder, the checkpoint and the weights, and the sections of callbacks."""
+        for action in parser._actions:
+            if action.dest.startswith("trainer.limit_"):  # tried in this order, so that 1 stays a count of batches
+                action._typehint = int | float | None  # type: ignore[attr-defined]
         parser.add_argument("--run", type=str, help="Run folder: a name below runs/, or a path.")
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: auto, best, last or a file.")
         parser.add_argument(

@@ -6,6 +6,7 @@ import pytest
 
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
+from scalablevit_pl.run_folder import claim_folder
 
 Parse = Callable[..., ParsedExperiment]
 QUICKSTART = ("--config", "recipes/quickstart.yaml")
@@ -63,3 +64,20 @@ def test_parts_are_built_even_if_another_one_cannot(parse: Parse) -> None:
     assert list(built) == ["data"]
     assert "scalablevit_x" in str(faults["model"])
     assert isinstance(parsed.build_trainer(), pl.Trainer)
+
+
+BATCHES = [*(f"limit_{part}_batches" for part in ("train", "val", "test", "predict")), "overfit_batches"]
+
+
+@pytest.mark.parametrize("texts", [("1", "1.0", "0"), ("1.0", "0.5", "1")])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_counts_of_batches_stay_integers_and_shares_stay_fractions(
+    texts: tuple[str, ...], in_file: bool, parse: Parse, work: Path
+) -> None:
+    given = dict(zip([*BATCHES, "val_check_interval"], texts * 2, strict=True))
+    (work / "limits.yaml").write_text("trainer:\n" + "".join(f"  {name}: {text}\n" for name, text in given.items()))
+    options = [f"--trainer.{name}={text}" for name, text in given.items()]
+    parsed = parse("fit", *QUICKSTART, *(("--config", "limits.yaml") if in_file else options))
+    claim_folder(work / "runs" / "saved", parsed.record(), resume=True)
+    for config in (parsed.config, parse("fit", "--run", "saved").config):
+        assert {name: str(config.trainer[name]) for name in given} == given
