@@ -25,6 +25,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".t
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Far beyond the images of any network: a larger resize would only exhaust the memory.
 LARGEST_SIDE = 16384
+# Only the center of a longer image is resized for a center crop.
+LARGEST_RATIO = 64
 
 
 class UnreadableImageError(ValueError):
@@ -35,7 +37,8 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
     """Decode an image to RGB, upright according to its EXIF orientation.
 
     Training, evaluation and prediction all decode here and thus see the same pixels. Transparency is dropped as by
-    `Image.convert("RGB")`; 16-bit grayscale keeps its upper eight bits.
+    `Image.convert("RGB")`; 16-bit grayscale keeps its upper eight bits. Floating-point pixels must lie between 0 and 1,
+    or be whole numbers up to 255.
 
     Args:
         source: Encoded bytes, the path of a file, or an opened image.
@@ -74,10 +77,22 @@ def _open(source: bytes | str | Path) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         pixels = np.asarray(image, dtype=np.uint32)
-        return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
+        image = Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_float_bytes(np.asarray(image)))
+    elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
+
+
+def _float_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the bytes of floating-point pixels: from 0 to 1 they are scaled, whole numbers up to 255 are kept."""
+    low, high = float(pixels.min()), float(pixels.max())  # NaN if there is one
+    if low >= 0.0 and high <= 1.0:
+        return (pixels * 255.0).round().astype(np.uint8)
+    if low >= 0.0 and high <= 255.0 and np.array_equal(pixels, pixels.round()):
+        return pixels.astype(np.uint8)
+    raise ValueError(f"its pixels are from {low:g} to {high:g}, neither from 0 to 1 nor whole numbers up to 255")
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -213,6 +228,7 @@ class Preprocessing(ImagePreprocessing):
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB image of any size to bytes `(3, input_size, input_size)`, before normalization."""
+        image = _cut_thin(image)
         height, width = _resized(image.height, image.width, math.floor(self.input_size / self.crop_pct))
         image = _resize(image, (width, height), self.interpolation)
         left, top = (round((side - self.input_size) / 2.0) for side in (width, height))
@@ -324,6 +340,16 @@ def _resized(height: int, width: int, short: int, longest: int | None = None) ->
     if longest is not None and new_large > longest:
         new_small, new_large = max(1, longest * short // new_large), longest
     return (new_small, new_large) if height <= width else (new_large, new_small)
+
+
+def _cut_thin(image: Image.Image) -> Image.Image:
+    """Return the center of an image that is too long to be resized as a whole, or the image itself."""
+    short, long = sorted(image.size)
+    length = LARGEST_RATIO * short + (long - LARGEST_RATIO * short) % 2  # the center stays where it is
+    if long <= length:
+        return image
+    start, end = (long - length) // 2, (long + length) // 2
+    return image.crop((start, 0, end, short) if image.width == long else (0, start, short, end))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:

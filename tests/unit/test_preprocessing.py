@@ -77,6 +77,36 @@ def test_pixels_are_those_of_torchvision_and_timm(
     assert torch.equal(ours, timm(image))
 
 
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize(("width", "height"), [(1, 501), (1, 502), (700, 1), (64, 1), (2, 128)], ids=str)
+def test_a_thin_image_has_the_pixels_of_the_whole_resized_image(
+    width: int, height: int, interpolation: Interpolation
+) -> None:
+    image = noise(width, height)
+    scale = 32 // min(width, height)
+    whole = image.resize((width * scale, height * scale), MODES[interpolation])
+    left, top = (whole.width - 28) // 2, (whole.height - 28) // 2
+    expected = np.asarray(whole.crop((left, top, left + 28, top + 28)))
+    pixels = Preprocessing(28, 0.875, interpolation).pixels(image)
+    assert np.array_equal(pixels.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1), (3, 100_000)], ids=str)
+def test_a_thin_image_is_never_resized_as_a_whole(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    resized: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def recorded(image: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+        resized.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    image = Image.new("RGB", size, "red")
+    assert Preprocessing(28).pixels(image).shape == (3, 28, 28)
+    assert DensePreprocessing(32, 128).pixels(image).shape[0] == 3
+    assert max(width * height for width, height in resized) <= 65 * 32**2
+
+
 def test_the_defaults_are_those_of_imagenet() -> None:
     image = noise(300, 280)
     assert torch.equal(Preprocessing()(image), create_transform(224, interpolation="bicubic", crop_pct=0.875)(image))
@@ -302,6 +332,43 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
     upper = np.stack([(grey // 256).astype(np.uint8)] * 3, axis=2)
     for kind in ("PNG", "TIFF"):
         assert_decodes_to(encode(Image.fromarray(grey), kind), upper)
+
+
+def float_tiff(values: list[float]) -> bytes:
+    return encode(Image.fromarray(np.array([values], np.float32)), "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]),
+        ([0.0, 0.1, 0.3], [0, 26, 76]),
+        ([0.0, 1.0, 1.0], [0, 255, 255]),
+        ([0.0, 3.0, 128.0, 255.0], [0, 3, 128, 255]),
+    ],
+    ids=str,
+)
+def test_floating_point_pixels_from_0_to_1_are_scaled_and_bytes_are_kept(
+    values: list[float], expected: list[int]
+) -> None:
+    assert_decodes_to(float_tiff(values), np.array([[[value] * 3 for value in expected]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([0.0, 1.5], "from 0 to 1.5"),
+        ([-0.5, 0.5], "from -0.5 to 0.5"),
+        ([-1.0, 7.0], "from -1 to 7"),
+        ([0.0, 256.0], "from 0 to 256"),
+        ([0.0, math.nan], "from nan to nan"),
+        ([0.0, math.inf], "from 0 to inf"),
+    ],
+    ids=str,
+)
+def test_other_floating_point_pixels_are_rejected_with_their_range(values: list[float], reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=f"cannot read row 3: its pixels are {reason}, neither from 0 to 1"):
+        decode_image(float_tiff(values), "row 3")
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 0}, {"transparency": bytes(range(256))}], ids=str)

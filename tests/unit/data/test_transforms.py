@@ -59,6 +59,12 @@ def partners(soft_label: Tensor, own: int) -> tuple[float, int]:
     return soft_label[own].item(), (others or [own])[0]
 
 
+def test_training_crops_a_thin_image_before_it_is_resized() -> None:
+    transform = train_transform(Preprocessing(28), Augmentation(auto_augment=None))
+    for size in ((1, 50_000), (50_000, 1)):
+        assert transform(Image.new("RGB", size, "red")).shape == (3, 28, 28)
+
+
 def test_the_defaults_are_the_deit_recipe() -> None:
     default = Augmentation()
     assert (default.mixup, default.cutmix, default.mix_prob, default.switch_prob) == (0.8, 1.0, 1.0, 0.5)
