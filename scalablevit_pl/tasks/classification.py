@@ -1,10 +1,10 @@
 """Image classification: loss, accuracy, predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -27,12 +27,15 @@ class ClassificationTask(BaseTask):
     Args:
         *args: Arguments of `BaseTask`; the network maps images `(B, C, H, W)` to logits `(B, K)` and has an attribute
             `num_classes`.
-        label_smoothing: Fraction of each training label that is spread over all classes.
+        label_smoothing: Fraction of each training label that is spread over all classes, in the default loss.
+        loss: Training loss of logits `(B, K)` and labels `(B,)` or soft labels `(B, K)`: a scalar or values whose mean
+            is trained; by default cross-entropy. Evaluation always measures the cross-entropy.
+        class_weights: A factor on the default loss for each class.
         **kwargs: Arguments of `BaseTask`.
 
     Raises:
-        ValueError: If the network does not state its number of classes, the smoothing is out of range, or `BaseTask`
-            rejects an argument.
+        ValueError: If the network does not state its number of classes, the smoothing is out of range, the loss has
+            parameters or is given with class weights, or `BaseTask` rejects an argument.
     """
 
     monitor = "top1"
@@ -45,7 +48,14 @@ class ClassificationTask(BaseTask):
     }
     num_classes: int
 
-    def __init__(self, *args: Any, label_smoothing: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        label_smoothing: float = 0.1,
+        loss: nn.Module | None = None,
+        class_weights: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.num_classes, int) or self.num_classes < 2:
             raise ValueError(
@@ -54,11 +64,26 @@ class ClassificationTask(BaseTask):
             )
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
-        self.label_smoothing = label_smoothing
+        if loss is not None and (class_weights is not None or any(True for _ in loss.parameters())):
+            raise ValueError(
+                f"loss={type(loss).__name__} excludes class_weights and cannot have parameters, which would not be "
+                "trained: give the loss its own weights, and keep parameters in the network"
+            )
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.criterion = loss or nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing, reduction="none")
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Compute the cross-entropy of logits `(B, K)` with labels `(B,)` or soft labels `(B, K)`: `(B,)`."""
-        return F.cross_entropy(output, batch["label"], label_smoothing=self.label_smoothing, reduction="none")
+        """Compute the training loss of logits `(B, K)`: one value for each sample `(B,)`, or a scalar."""
+        try:
+            losses: Tensor = self.criterion(output, batch["label"])
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{type(self.criterion).__name__} rejects logits {tuple(output.shape)} with labels "
+                f"{tuple(batch['label'].shape)}: {error}; mixup and cutmix make labels (B, K)"
+            ) from error
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
     def metrics(self, part: Part) -> dict[str, Metric]:
         """Build accuracies for training; loss, accuracies and calibration error for evaluation."""

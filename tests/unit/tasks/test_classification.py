@@ -20,6 +20,7 @@ from small_tasks import (
 from torch import nn
 from torch.utils.data import DataLoader
 
+from scalablevit_pl.explanation import explain
 from scalablevit_pl.tasks import ClassificationTask, ReportData
 from scalablevit_pl.tasks.classification_report import ClassificationReport
 
@@ -70,6 +71,71 @@ def test_training_metrics_are_averages_over_samples(make_trainer: MakeTrainer) -
     assert metrics["train/top5"].item() == accuracy(samples, labels, 5)
     assert recorder.losses == pytest.approx([part.mean().item() for part in losses.split(4)], rel=1e-6)
     assert metrics["train/step_loss"].item() == pytest.approx(recorder.losses[-1])
+
+
+# Losses.
+
+
+def trained(loss: Any, samples: Samples, make_trainer: MakeTrainer, **options: Any) -> list[float]:
+    """Train without changing a weight and return the losses of the batches of four."""
+    recorder = Recorder()
+    task = ClassificationTask(Scores(), **STILL, loss=loss, **options)
+    make_trainer(callbacks=[recorder]).fit(task, DataLoader(samples, batch_size=4))
+    return recorder.losses
+
+
+class Focal(nn.Module):
+    """The focal loss of a user: a value for each sample."""
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        probability = logits.softmax(1).gather(1, label[:, None])[:, 0]
+        return -((1.0 - probability) ** 2) * probability.log()
+
+
+def test_a_loss_of_the_user_gives_one_value_per_sample(make_trainer: MakeTrainer) -> None:
+    samples = make_samples(8)
+    own = -log_probabilities(samples)[range(8), labels_of(samples)]
+    expected = (1.0 - (-own).exp()) ** 2 * own
+    assert trained(Focal(), samples, make_trainer) == pytest.approx([p.mean().item() for p in expected.split(4)])
+
+
+def test_a_loss_may_be_a_mean_and_take_soft_labels(make_trainer: MakeTrainer) -> None:
+    samples = soften(make_samples(8))
+    expected = -(torch.stack([sample["label"] for sample in samples]) * log_probabilities(samples)).sum(1)
+    losses = trained(nn.CrossEntropyLoss(), samples, make_trainer)
+    assert losses == pytest.approx([part.mean().item() for part in expected.split(4)], rel=1e-5)
+
+
+def test_a_loss_of_each_class_is_averaged_over_the_classes(make_trainer: MakeTrainer) -> None:
+    samples = make_samples(8)
+    right = torch.eye(CLASSES)[labels_of(samples)]
+    signed = torch.stack([sample["image"].flatten() for sample in samples]).double() * (1.0 - 2.0 * right)
+    expected = (1.0 + signed.exp()).log().mean(1)
+    samples = [sample | {"label": row} for sample, row in zip(samples, right, strict=True)]
+    losses = trained(nn.BCEWithLogitsLoss(reduction="none"), samples, make_trainer)
+    assert losses == pytest.approx([part.mean().item() for part in expected.split(4)], rel=1e-5)
+
+
+def test_class_weights_are_factors_on_the_default_loss(make_trainer: MakeTrainer) -> None:
+    samples, weights = make_samples(8), [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0]
+    labels = labels_of(samples)
+    losses = -log_probabilities(samples)[range(8), labels] * torch.tensor([weights[label] for label in labels])
+    given = trained(None, samples, make_trainer, class_weights=weights, label_smoothing=0.0)
+    assert given == pytest.approx([part.mean().item() for part in losses.split(4)], rel=1e-5)
+
+
+def test_a_loss_that_rejects_the_labels_is_named(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match=r"^Focal rejects logits \(4, 7\) with labels \(4, 7\): .*mixup") as error:
+        trained(Focal(), soften(make_samples(4)), make_trainer)
+    assert explain(error.value) is not None
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss rejects .* weight tensor"):
+        trained(None, make_samples(4), make_trainer, class_weights=[1.0, 2.0])
+
+
+@pytest.mark.parametrize(("loss", "weights"), [(nn.CrossEntropyLoss(), [1.0] * CLASSES), (nn.Bilinear(1, 1, 1), None)])
+def test_weights_that_a_loss_would_ignore_are_refused(loss: nn.Module, weights: list[float] | None) -> None:
+    with pytest.raises(ValueError, match=f"loss={type(loss).__name__} excludes class_weights and cannot have param"):
+        ClassificationTask(Scores(), loss=loss, class_weights=weights)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
