@@ -6,6 +6,16 @@ def one_line(message: object, length: int | None = 300) -> str:
     return " ".join(str(message).split())[:length] or type(message).__name__
 
 
+def as_cell(text: str) -> str:
+    """Return a text as a cell of a CSV file, which no spreadsheet runs as a formula.
+
+    A text that begins with one of `= + - @ '`, a tab or a line end gets a `'` in front; `cell.removeprefix("'")`
+    restores it. Bytes of a file name that are not UTF-8 are escaped.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+
+
 def shorten(name: str, length: int = 16) -> str:
     """Shorten a name in the middle: names that begin alike often end differently."""
     name = " ".join(name.split())

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from scalablevit_pl.plotting import draw_confusion, draw_predictions
 from scalablevit_pl.storage import written_aside
 from scalablevit_pl.tasks.report import Report, ReportData, gather_by_index
+from scalablevit_pl.text import as_cell
 
 TOP = 5  # classes in a row of the table
 SHOWN = 40  # images in the picture
@@ -85,4 +86,4 @@ class ClassificationReport(Report):
         ranked = [f"{column}_{rank}" for rank in range(1, self.top + 1) for column in ("label", "probability")]
         writer = csv.DictWriter(out, ["index", "path", "label", *ranked])
         writer.writeheader()
-        writer.writerows(self.rows.values())
+        writer.writerows({key: as_cell(str(value)) for key, value in row.items()} for row in self.rows.values())

@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"data", "models", "tasks"},
     "models": {"preprocessing", "text", "weights"},
     "data": {"preprocessing", "randomness", "text", "weights"},
-    "tasks": {"optim", "plotting", "randomness", "storage"},
+    "tasks": {"optim", "plotting", "randomness", "storage", "text"},
     "weights": {"preprocessing", "run_folder", "storage", "text"},
     "plotting": {"storage", "text"},
     "explanation": {"text"},

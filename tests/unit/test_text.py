@@ -1,6 +1,6 @@
 import pytest
 
-from scalablevit_pl.text import one_line, shorten
+from scalablevit_pl.text import as_cell, one_line, shorten
 
 
 def test_long_names_keep_both_ends() -> None:
@@ -17,3 +17,18 @@ def test_long_names_keep_both_ends() -> None:
 def test_messages_become_one_line(message: object, line: str) -> None:
     assert one_line(message) == line
     assert one_line("x" * 400, None) == "x" * 400
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-cat.png", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'quoted'", "''"])
+def test_cells_that_spreadsheets_could_run_are_quoted_and_restored(text: str) -> None:
+    assert as_cell(text) == "'" + text
+    assert as_cell(text).removeprefix("'") == text
+
+
+@pytest.mark.parametrize("text", ["", "a cat", "photos/-1.png", "0.5", "Ärger ☃", 'said "no"', " =1"])
+def test_other_cells_stay(text: str) -> None:
+    assert as_cell(text) == text
+
+
+def test_bytes_of_file_names_are_escaped() -> None:
+    assert as_cell(b"a/\xff\xe9.png".decode("utf-8", "surrogateescape")) == r"a/\udcff\udce9.png"

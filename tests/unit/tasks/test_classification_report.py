@@ -99,6 +99,18 @@ def test_names_and_paths_survive_the_file(tmp_path: Path) -> None:
     assert [row["path"] for row in rows] == batch["path"]
 
 
+def test_formulas_are_quoted_and_odd_file_names_are_escaped(tmp_path: Path) -> None:
+    names = ["=1+1", "-1"]
+    report = make_report(names)
+    report.add(make_batch([0, 1], [0, 1]) | {"path": ["@x.jpg", "\udcff.jpg"]}, torch.eye(2))
+    report.write_predictions(tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["'@x.jpg", r"\udcff.jpg"]
+    assert [row["label"] for row in rows] == ["'=1+1", "'-1"]
+    assert [row["label_1"].removeprefix("'") for row in rows] == names
+
+
 def test_a_failing_write_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
     path, report = tmp_path / "x.csv", make_report(TEN)
     path.write_text("earlier")
