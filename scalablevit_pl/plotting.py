@@ -46,16 +46,24 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(aside, format="png", dpi=110)
 
 
-def draw_curves(curves: Mapping[str, Curve], labels: Mapping[str, str], path: Path, title: str) -> None:
+def draw_curves(
+    curves: Mapping[str, Curve],
+    labels: Mapping[str, str],
+    path: Path,
+    title: str,
+    training: Mapping[str, str] | None = None,
+) -> None:
     """Draw metrics over the epochs side by side, the learning rate below.
 
-    `curves` may hold `{train,val,val_ema}/NAME` and `train/lr`; `labels` has the axis label of each NAME.
+    `curves` may hold `{train,val,val_ema}/NAME` and `train/lr`; `labels` has the axis label of each NAME,
+    `training` other names of the training curves.
     """
     figure = Figure(figsize=(4.5 * max(2, len(labels)), 6.0), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplot_mosaic([list(labels), ["lr"] * len(labels)], height_ratios=[3, 1])
     for name, label in labels.items():
         for part, colour, meaning in PARTS:
+            meaning = (training or {}).get(name, meaning) if part == "train" else meaning
             _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, label=meaning)
         axes[name].set(xlabel="epoch", ylabel=label)
         if axes[name].lines:
@@ -69,11 +77,13 @@ def draw_curves(curves: Mapping[str, Curve], labels: Mapping[str, str], path: Pa
     save_figure(figure, path)
 
 
-def draw_comparison(runs: Sequence[tuple[str, Mapping[str, Curve]]], labels: Mapping[str, str], path: Path) -> None:
+def draw_comparison(
+    runs: Sequence[tuple[str, Mapping[str, Curve]]], labels: Mapping[str, str], path: Path, training: str = "training"
+) -> None:
     """Draw metrics of several runs over the epochs, each run in its own colour, with curves as for `draw_curves`."""
     figure = Figure(figsize=(5.5 * max(2, len(labels)), 5.6), layout="constrained")
     axes = dict(zip(labels, np.atleast_1d(figure.subplots(1, len(labels))), strict=True))
-    styles = {"train": ("--", "training"), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
+    styles = {"train": ("--", training), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
     handles, drawn = [], set()
     for (name, curves), colour in zip(runs, RUN_COLOURS, strict=False):
         handles.append(Line2D([], [], color=colour, linewidth=3, label=shorten(name, 40)))

@@ -91,13 +91,15 @@ class RunRecord(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves so far; an epoch's metrics are logged after its last hook."""
         task: Any = pl_module
-        labels = {name: metric.label for name, metric in task.described.items() if metric.plotted}
+        plotted = {name: metric for name, metric in task.described.items() if metric.plotted}
+        labels = {name: metric.label for name, metric in plotted.items()}
+        training = {name: metric.training for name, metric in plotted.items()}
         names = [f"{part}/{name}" for name in labels for part in PARTS]
         for log in self._metrics_logs(trainer):
             if trainer.is_global_zero and log.rows:
                 steps = task.resolved["steps_per_epoch"]
                 curves = {name: curve(log.rows, name, steps) for name in (*names, "train/lr")}
-                draw_curves(curves, labels, self.folder / "curves.png", self.folder.name)
+                draw_curves(curves, labels, self.folder / "curves.png", self.folder.name, training)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete the curves, and log where the results are."""

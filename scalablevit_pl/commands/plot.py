@@ -55,7 +55,8 @@ def plot_runs(options: list[str]) -> None:
     curves = [
         (run.name, {f"{part}/{name}": run.curve(f"{part}/{name}") for name in labels for part in PARTS}) for run in runs
     ]
-    draw_comparison(curves, labels, arguments.out)
+    training = [info["training"] for run in runs for info in run.metrics["described"].values() if "training" in info]
+    draw_comparison(curves, labels, arguments.out, *training[:1])
     for monitor in dict.fromkeys(run.metrics["monitor"] for run in runs):
         group = [run for run in runs if run.metrics["monitor"] == monitor]
         sys.stdout.write(table(header(group[0]), map(summarize, group)))

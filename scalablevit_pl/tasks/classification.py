@@ -42,8 +42,8 @@ class ClassificationTask(BaseTask):
     mode = "max"
     shown = ("top1",)
     described: ClassVar[Mapping[str, MetricInfo]] = {
-        "loss": MetricInfo("loss (cross-entropy)", "loss", plotted=True),
-        "top1": MetricInfo("top-1 accuracy", "accuracy", plotted=True),
+        "loss": MetricInfo("loss (cross-entropy)", "loss", True, "training (smoothed or mixed labels)"),
+        "top1": MetricInfo("top-1 accuracy", "accuracy", True, "training (mixed images)"),
         "top5": MetricInfo("top-5 accuracy", "accuracy"),
     }
     num_classes: int

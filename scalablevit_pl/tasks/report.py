@@ -17,11 +17,13 @@ class MetricInfo(NamedTuple):
         label: Name for people, as on an axis.
         hub_type: The Hub's name of such a metric, as in a card's metadata.
         plotted: Whether `curves.png` shows it.
+        training: Name of its training curve, which says how it differs from that of the validation.
     """
 
     label: str
     hub_type: str
     plotted: bool = False
+    training: str = "training"
 
 
 @dataclass(frozen=True)

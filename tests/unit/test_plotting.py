@@ -142,6 +142,17 @@ def test_curves_and_comparisons_have_an_axis_for_each_metric(
     assert [len(lines) for lines in compared] == [2] * count
 
 
+def test_training_curves_have_the_names_that_the_task_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    curves: dict[str, Curve] = {name: ([1.0], [0.5]) for name in ("train/loss", "val/loss", "train/top1")}
+    draw_curves(curves, LABELS, tmp_path / "x.png", "title", {"loss": "training, mixed"})
+    draw_comparison([("run", curves)], LABELS, tmp_path / "x.png", "training, mixed")
+    legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figures[0].axes[:2]]
+    assert legends == [["training, mixed", "validation"], ["training"]]
+    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["run", "training, mixed", "validation"]
+
+
 @pytest.mark.parametrize(
     "make",
     [

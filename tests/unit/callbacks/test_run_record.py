@@ -40,7 +40,7 @@ def make_trainer(names: list[str] = NAMES, preprocessing: Preprocessing = SMALL,
 
 
 def make_module(num_classes: int | None = 2, network: nn.Module | None = None, **values: Any) -> Any:
-    described = {"iou": MetricInfo("mean IoU", "mean_iou", plotted=True), "loss": MetricInfo("loss", "loss")}
+    described = {"iou": MetricInfo("mean IoU", "mean_iou", True, "mixed"), "loss": MetricInfo("loss", "loss")}
     declared = {"monitor": "iou", "mode": "max", "described": described}
     return SimpleNamespace(num_classes=num_classes, network=network, resolved=RESOLVED, **declared | values)
 
@@ -49,8 +49,8 @@ METRICS = {
     "monitor": "iou",
     "mode": "max",
     "described": {
-        "iou": {"label": "mean IoU", "hub_type": "mean_iou", "plotted": True},
-        "loss": {"label": "loss", "hub_type": "loss", "plotted": False},
+        "iou": {"label": "mean IoU", "hub_type": "mean_iou", "plotted": True, "training": "mixed"},
+        "loss": {"label": "loss", "hub_type": "loss", "plotted": False, "training": "training"},
     },
 }
 
@@ -125,7 +125,8 @@ def test_metrics_are_recorded_in_plain_values() -> None:
     record = metric_record(ClassificationTask)
     assert json.loads(json.dumps(record)) == record
     assert (record["monitor"], record["mode"]) == ("top1", "max")
-    assert record["described"]["top5"] == {"label": "top-5 accuracy", "hub_type": "accuracy", "plotted": False}
+    top5 = {"label": "top-5 accuracy", "hub_type": "accuracy", "plotted": False, "training": "training"}
+    assert record["described"]["top5"] == top5
     assert metric_record(make_module()) == METRICS
 
 
@@ -176,11 +177,12 @@ def test_resuming_within_an_epoch_of_other_batches_is_an_error(
 def test_the_plotted_metrics_are_drawn_once_an_epoch_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, drawn = MetricsLog(tmp_path / "metrics.csv"), []
     log.log_metrics({"train/loss": 1.0, "val/iou": 0.5, "val/loss": 2.0}, 9)
-    monkeypatch.setattr(run_record, "draw_curves", lambda curves, labels, *_: drawn.append((curves, labels)))
+    monkeypatch.setattr(run_record, "draw_curves", lambda *given: drawn.append(given))
     trainer = make_trainer(is_global_zero=True, loggers=[log])
     RunRecord(tmp_path, {}).on_train_epoch_start(trainer, make_module())
-    ((curves, labels),) = drawn
+    ((curves, labels, *_, training),) = drawn
     assert labels == {"iou": "mean IoU"}
+    assert training == {"iou": "mixed"}
     assert curves.keys() == {"train/iou", "val/iou", "val_ema/iou", "train/lr"}
     assert curves["val/iou"] == ((1.0,), (0.5,))
     monkeypatch.undo()

@@ -122,3 +122,18 @@ def test_mistakes_are_answered_in_one_sentence(make_run: MakeRun, options: list[
     with pytest.raises(ValueError, match=message):
         plot_runs(options)
     assert not list(Path().glob("*.png"))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_picture_names_the_training_curves_as_the_run_s_task_did(
+    recorded: bool, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = {"top1": {"label": "top-1", "hub_type": "accuracy", "plotted": True}}
+    if recorded:
+        described["top1"]["training"] = "training, mixed"
+    record = {"steps_per_epoch": 4, "metrics": {"monitor": "top1", "mode": "max", "described": described}}
+    (make_run("a") / "resolved.json").write_text(json.dumps(record))
+    drawn: list[Any] = []
+    monkeypatch.setattr("scalablevit_pl.commands.plot.draw_comparison", lambda *given: drawn.append(given))
+    plot_runs(["a"])
+    assert drawn[0][3:] == (("training, mixed",) if recorded else ())

@@ -209,6 +209,7 @@ def test_metrics_are_described_and_the_monitored_one_is_among_them() -> None:
     assert (task.monitor, task.mode) == ("top1", "max")
     assert {name: info.plotted for name, info in task.described.items()} == {"loss": True, "top1": True, "top5": False}
     assert set(task.shown) <= task.described.keys()
+    assert "smoothed or mixed labels" in task.described["loss"].training  # the validation has neither
 
 
 def test_the_report_is_that_of_classifiers() -> None:
