@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -51,7 +52,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         val_split: Split to validate on; by default `validation`, or else a part of the training split.
         test_split: Split to test and predict on.
         val_fraction: Fraction of the training split to validate on if there is no validation split.
-        val_seed: Seed of that cut.
+        val_seed: Seed of that cut, which keeps the proportions of the classes.
         batch_size: Samples of a batch on each process.
         num_workers: Loader processes of each process.
         repeats: How often an image is drawn in an epoch, augmented anew each time; the epoch keeps its length.
@@ -66,6 +67,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
     Attributes:
         commit: The data set's commit on the Hub, set by `setup`; None for a data set on this machine.
         class_names: The classes in the order of their indices, set by `setup`.
+        labels: The class index of each row of a split, set by `targets` if each image has one.
         images: The images of each part (`train`, `val`, `test`, `predict`) loaded by `setup`.
         stream: The training images if they are streamed, set by `setup`.
         unreadable: One line for each image that this process could not read.
@@ -113,11 +115,13 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self.max_unreadable = max_unreadable
         self.commit: str | None = None
         self.class_names: list[str] = []
+        self.labels: dict[str, np.ndarray[Any, Any]] = {}
         self.images: dict[str, SplitImages] = {}
         self.stream: TrainingStream | None = None
         self.unreadable: list[str] = []
         self.processes = 1
         self._resumed_at: tuple[int, int] | None = None
+        self._stratified = True
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -186,14 +190,18 @@ class BaseDataModule(pl.LightningDataModule, ABC):
     def _open(self, part: str, splits: datasets.DatasetDict, image_column: str) -> SplitImages:
         split = self._split_names.of(part, splits)
         rows, indices = splits[split], None
-        if part in ("train", "val") and self._split_names.validation(splits) is None:
-            indices = cut_rows(len(rows), self.val_fraction, self.val_seed, part)
         targets = None if part == "predict" else self.targets(splits, split)
+        if part in ("train", "val") and self._split_names.validation(splits) is None:
+            indices = self._cut(part, split, len(rows))
         transform, root = self.transform(training=part == "train"), local_folder(self.dataset)
         reader = SampleReader(split, image_column, transform, targets, root, run_seed())
         # In evaluation, the images around an unreadable one may be the unreadable ones of other processes.
         allowed = {"predict": 0, "train": self.max_unreadable}.get(part, self.max_unreadable * self._share()[0])
         return SplitImages(rows, reader, indices, attempts=allowed + 1)
+
+    def _cut(self, part: str, split: str, rows: int) -> list[int]:
+        labels = self.labels.get(split) if self._stratified else None
+        return cut_rows(rows, self.val_fraction, self.val_seed, part, labels)
 
     def _open_stream(self, splits: datasets.DatasetDict) -> TrainingStream:
         processes, rank = self._share()
@@ -290,13 +298,17 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return (self.processes, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the next training batch, for a checkpoint."""
+        """Return the next training batch and how validation images were drawn, for a checkpoint."""
         epoch, batch = self._position()
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch, "batch": batch, "stratified": self._stratified}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start at the batch that a checkpoint states; called before the loaders are made."""
+        """Start at the batch that a checkpoint states, on its images; called before the loaders are made."""
         self._resumed_at = int(state_dict["epoch"]), int(state_dict["batch"])
+        self._stratified = state_dict.get("stratified", False)  # earlier versions drew from all rows alike
+        for part, images in self.images.items():
+            if isinstance(images.indices, np.ndarray):  # a part that was cut
+                images.indices = np.asarray(self._cut(part, images.split, len(images.rows)))
 
     def _next_batch(self) -> tuple[int, int]:
         """Return the epoch and the batch to start with."""

@@ -32,9 +32,6 @@ class ClassificationDataModule(BaseDataModule):
         augmentation: Random variation of training images; None trains on the evaluation transform.
         class_order: With `imagenet`, the classes must be ImageNet's in their order, in any spelling.
         **kwargs: Arguments of `BaseDataModule`.
-
-    Attributes:
-        labels: The class index of each row of a split, set by `setup`.
     """
 
     preprocessing: Preprocessing
@@ -53,7 +50,6 @@ class ClassificationDataModule(BaseDataModule):
         self.label_column = label_column
         self.augmentation = augmentation
         self.class_order = class_order
-        self.labels: dict[str, np.ndarray[Any, Any]] = {}
 
     def read_folder(self, folder: Path) -> datasets.DatasetDict:
         """Load images that lie in one folder per class."""

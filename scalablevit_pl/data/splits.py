@@ -1,9 +1,10 @@
 """Which split, and which of its rows, a stage of a run uses."""
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 # Names of folders and files that mean a split.
 SPLIT_FOLDERS = {
@@ -39,12 +40,38 @@ class SplitNames(NamedTuple):
         return (self.validation(names) if part == "val" else None) or self.train
 
 
-def cut_rows(rows: int, fraction: float, seed: int, part: str) -> list[int]:
-    """Return the rows of the part `train` or `val` if validation images are drawn from the training split."""
+def cut_rows(
+    rows: int, fraction: float, seed: int, part: str, labels: npt.NDArray[np.integer[Any]] | None = None
+) -> list[int]:
+    """Return the rows of the part `train` or `val` if validation images are drawn from the training split.
+
+    With `labels (rows,)`, each class supplies its share of the validation images and keeps at least one for training.
+    """
     # RandomState's stream is frozen, so the cut is the same with every version of NumPy.
     order = np.random.RandomState(seed).permutation(rows)
     count = max(1, round(rows * fraction))
-    return sorted((order[:count] if part == "val" else order[count:]).tolist())
+    held = order[:count] if labels is None else _draw_from_classes(order, labels[order], count)
+    return sorted(held.tolist() if part == "val" else set(range(rows)).difference(held.tolist()))
+
+
+def _draw_from_classes(
+    order: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]], count: int
+) -> npt.NDArray[np.integer[Any]]:
+    """Return `count` rows in proportion to the classes, fewer where a class would lose its last image.
+
+    Numbers are rounded by the largest remainder, in integers; classes of equal remainder count in the order drawn.
+    """
+    _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
+    taken, remainders = np.divmod(sizes * count, len(order))
+    ranked = np.lexsort((first, -remainders))
+    taken[ranked[(sizes - taken > 1)[ranked]][: count - taken.sum()]] += 1
+    if not taken.any():
+        raise ValueError(
+            "no class has two images, so none can be used for validation: add images, or name another split with "
+            "--data.val_split"
+        )
+    groups = np.split(order[np.argsort(labels, kind="stable")], np.cumsum(sizes)[:-1])
+    return np.concatenate([group[:number] for group, number in zip(groups, taken, strict=True)])
 
 
 def check_split_sizes(counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:

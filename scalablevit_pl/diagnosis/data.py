@@ -121,7 +121,7 @@ class DataExamination:
         order = f"{getattr(self.datamodule, 'class_order', None) or 'the data set'}'s order"
         yield Finding("ok", "classes", f"{len(names):,}, in {order}: {listed(names, 4)}")
         for part, images in self.datamodule.images.items():
-            labels = getattr(self.datamodule, "labels", {}).get(images.split)
+            labels = self.datamodule.labels.get(images.split)
             if labels is not None:
                 yield check_histogram(part, labels[images.indices].tolist(), names)
 
@@ -151,6 +151,8 @@ def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> F
     empty = [name for index, name in enumerate(names) if not counts[index]]
     if empty:
         remedy = "add images of them, or remove them from the classes"
+        if part == "val":
+            remedy = "add images of them, raise --data.val_fraction, or choose another split with --data.val_split"
         return Finding("warn", what, f"{len(empty)} of {len(names)} classes have no images: {listed(empty)}", remedy)
     fewest, most = min(counts.values()), max(counts.values())
     number = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"

@@ -22,6 +22,8 @@ from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import UnreadableImageError
 
 MakeFiles = Callable[..., Path]
+# The first four, three and three images of the three classes in the order of RandomState(0).permutation(100).
+CUT = [2, 16, 26, 54, 55, 73, 75, 78, 86, 93]
 
 
 def labels(loader: Any) -> list[int]:
@@ -52,7 +54,20 @@ def test_the_validation_cut_depends_on_its_seed_only(make_parquet: MakeFiles) ->
         cuts.append(indices(make_data(folder, val_seed=seed).val_dataloader()))
     assert cuts[0] == cuts[1] != cuts[2]
     assert cuts[0] == indices(make_data(folder, "validate").val_dataloader())
-    assert cuts[0] == [2, 16, 26, 54, 55, 73, 75, 86, 93, 95]  # the same with every version
+    assert cuts[0] == CUT  # the same with every version
+
+
+def test_a_checkpoint_of_an_earlier_version_keeps_its_validation_images(make_parquet: MakeFiles) -> None:
+    folder, plain = make_parquet({"train": 100}), [2, 16, 26, 54, 55, 73, 75, 86, 93, 95]
+    data = make_data(folder, batch_size=1)
+    data.load_state_dict({"epoch": 0, "batch": 0})
+    assert indices(data.val_dataloader()) == plain
+    assert sorted(indices(data.train_dataloader()) + plain) == list(range(100))
+    again = make_data(folder)
+    again.load_state_dict(data.state_dict())
+    assert indices(again.val_dataloader()) == plain
+    again.load_state_dict(make_data(folder).state_dict())
+    assert indices(again.val_dataloader()) == CUT
 
 
 def test_a_small_split_leaves_one_image_for_validation(make_parquet: MakeFiles) -> None:
@@ -265,7 +280,7 @@ def test_a_checkpoint_holds_the_next_batch(ready: int, processed: int, batches: 
     data = ClassificationDataModule("fashion_mnist_sample")
     data.trainer = make_trainer(batch=batches)
     data.trainer.fit_loop.epoch_progress.current = SimpleNamespace(ready=ready, processed=processed)
-    assert data.state_dict() == dict(zip(("epoch", "batch"), expected, strict=True))
+    assert data.state_dict() == dict(zip(("epoch", "batch"), expected, strict=True)) | {"stratified": True}
 
 
 def test_the_loader_starts_where_a_checkpoint_states(make_parquet: MakeFiles) -> None:
