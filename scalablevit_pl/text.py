@@ -1,5 +1,8 @@
 """Text for messages, tables and figures."""
 
+import unicodedata
+from collections.abc import Iterable
+
 
 def one_line(message: object, length: int | None = 300) -> str:
     """Return a message, such as an error's, on one line of limited length; the type's name where it is empty."""
@@ -20,3 +23,15 @@ def shorten(name: str, length: int = 16) -> str:
     """Shorten a name in the middle: names that begin alike often end differently."""
     name = " ".join(name.split())
     return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"
+
+
+def listed(names: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """Join the first names of a list, and say how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
+def nfc(name: str) -> str:
+    """Return a name in Unicode's form NFC: names that look alike become equal."""
+    return unicodedata.normalize("NFC", name)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch.utils.data import DataLoader
 from scalablevit_pl.callbacks.evaluation import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.commands.arguments import OptionParser, check_output
+from scalablevit_pl.data.folders import describe_files, list_images
 from scalablevit_pl.data.images import ImageFiles
-from scalablevit_pl.data.source import images_below
 from scalablevit_pl.models.factory import build_stored
 from scalablevit_pl.tasks import TASKS, ReportData
 from scalablevit_pl.weights.source import load_weights, pin_weights, weights_path
+
+logger = logging.getLogger(__name__)
 
 
 def predict_files(options: list[str]) -> None:
@@ -55,11 +58,15 @@ def _check_out(out: Path, used: list[Path]) -> None:
 
 
 def find_images(sources: Iterable[Path]) -> list[Path]:
-    """Return image files as given, and those in given folders and below, sorted."""
+    """Return image files as given, and those in given folders and below, sorted; log which files are left out."""
     paths: list[Path] = []
     for source in sources:
-        found = images_below(source) if source.is_dir() else [source]
-        if not found or not (source.is_file() or source.is_dir()):
+        found = [source] if source.is_file() else []
+        if source.is_dir():
+            found, _, left_out = list_images(source)
+            if left_out:
+                logger.warning("left out of %s: %s", source, describe_files(left_out))
+        if not found:
             missing = "holds no images" if source.is_dir() else "does not exist"
             raise ValueError(f"{str(source)!r} {missing}: give image files or folders with images")
         paths += found

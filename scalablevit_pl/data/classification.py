@@ -1,5 +1,6 @@
 """Labelled images as batches."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +11,13 @@ import torch
 
 from scalablevit_pl.data.base import BaseDataModule, Batch
 from scalablevit_pl.data.columns import declares_classes, find_class_names, find_label_column, label_indices
+from scalablevit_pl.data.folders import load_image_folder
 from scalablevit_pl.data.imagenet import check_imagenet
 from scalablevit_pl.data.images import Row, Targets
-from scalablevit_pl.data.source import load_class_folders
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, LabelledTransform, PatchDraw, erase, train_transform
 from scalablevit_pl.preprocessing import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 
 class ClassificationDataModule(BaseDataModule):
@@ -32,6 +35,9 @@ class ClassificationDataModule(BaseDataModule):
         augmentation: Random variation of training images; None trains on the evaluation transform.
         class_order: With `imagenet`, the classes must be ImageNet's in their order, in any spelling.
         **kwargs: Arguments of `BaseDataModule`.
+
+    Attributes:
+        left_out: The files of an image folder that are not read, by number and kind, set by `setup`.
     """
 
     preprocessing: Preprocessing
@@ -50,10 +56,15 @@ class ClassificationDataModule(BaseDataModule):
         self.label_column = label_column
         self.augmentation = augmentation
         self.class_order = class_order
+        self.left_out = ""
 
     def read_folder(self, folder: Path) -> datasets.DatasetDict:
-        """Load images that lie in one folder per class."""
-        return load_class_folders(folder)
+        """Load images that lie in one folder per class, and log which files are left out."""
+        splits, left_out = load_image_folder(folder)
+        if left_out != self.left_out:  # a fit reads the folder more than once
+            logger.warning("left out of %s: %s", folder, left_out)
+        self.left_out = left_out
+        return splits
 
     def needs_training_split(self, splits: datasets.DatasetDict) -> bool:
         """Return whether the classes are not declared and must be collected from the training split."""

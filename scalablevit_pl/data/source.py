@@ -10,9 +10,9 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from scalablevit_pl.data.folders import load_image_folder, subfolders
 from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
-from scalablevit_pl.data.splits import SPLIT_FOLDERS
-from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.data.splits import split_named
 from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.hub.client import HubError
 
@@ -41,7 +41,10 @@ def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str |
 
 
 def load_splits(
-    dataset: str, commit: str | None = None, wanted: Wanted = list, read_folder: FolderReader | None = None
+    dataset: str,
+    commit: str | None = None,
+    wanted: Wanted = list,
+    read_folder: FolderReader = lambda folder: load_image_folder(folder)[0],
 ) -> datasets.DatasetDict:
     """Load splits of a data set without decoding images; from the Hub, fetch only the files of the wanted splits."""
     folder, commit = local_folder(dataset), commit or find_revision(dataset, None)
@@ -53,7 +56,7 @@ def load_splits(
         folder = _on_hub(dataset, lambda: fetch_shards(dataset, commit, names))
         files = {split: [folder / name for name in shards[split]] for split in shards}
     else:
-        loaded = _load_otherwise(dataset, commit) if folder is None else (read_folder or load_class_folders)(folder)
+        loaded = _load_otherwise(dataset, commit) if folder is None else read_folder(folder)
         return datasets.DatasetDict({split: loaded[split] for split in _choose(loaded, wanted)})
     return _load_parquet(folder, {split: files[split] for split in _choose(files, wanted)})
 
@@ -118,8 +121,8 @@ def may_be_hub_id(dataset: str) -> bool:
 
 def _holds_parquet(folder: Path) -> bool:
     """Return whether parquet files lie where data sets have them, not among the images of a class."""
-    places = [folder, folder / "data", *(folder / name for names in SPLIT_FOLDERS.values() for name in names)]
-    return any(next(place.glob("*.parquet"), None) for place in places)
+    inside = [path for path in subfolders(folder) if path.name == "data" or split_named(path.name)]
+    return any(next(place.glob("*.parquet"), None) for place in [folder, *inside])
 
 
 def _find_parquet(folder: Path) -> dict[str, list[Path]]:
@@ -151,10 +154,10 @@ def _load_parquet(folder: Path, files: dict[str, list[Path]]) -> datasets.Datase
 
 def _split_of(path: Path) -> str:
     """Return the split named in a path such as `train-00000-of-00002.parquet` or `test/0.parquet`; else `train`."""
-    words = [word for part in path.with_suffix("").parts for word in re.split(r"[^a-z0-9]+", part.lower())]
+    words = [word for part in path.with_suffix("").parts for word in re.split(r"[^A-Za-z0-9]+", part)]
     shard = SHARD.fullmatch(path.name)
     other = shard["split"] if shard else "train"
-    return next((name for name, names in SPLIT_FOLDERS.items() for word in words if word in names), other)
+    return next((split for split in map(split_named, words) if split is not None), other)
 
 
 def _check_label_order(paths: list[Path]) -> None:
@@ -166,56 +169,3 @@ def _check_label_order(paths: list[Path]) -> None:
                 first, names = declared.setdefault(column, (path, feature.names))
                 if feature.names != names:
                     raise ValueError(f"{path.name} and {first.name} declare different classes in the column {column!r}")
-
-
-def load_class_folders(folder: Path) -> datasets.DatasetDict:
-    """Load images from one folder per class, at any depth below it; the files stay in place.
-
-    The classes are those of all splits, sorted by name. Hidden files and folders are skipped.
-    """
-    roots = {name: root for name, names in SPLIT_FOLDERS.items() for root in _subfolders(folder) if root.name in names}
-    others = [path.name for path in _subfolders(folder) if path not in roots.values()]
-    if roots and others:
-        raise ValueError(
-            f"{str(folder)!r} contains split folders ({', '.join(root.name for root in roots.values())}) beside other "
-            f"folders ({', '.join(others)}): use either class folders inside split folders, or class folders only"
-        )
-    found = {split: _images_by_class(root) for split, root in (roots or {"train": folder}).items()}
-    names = sorted({name for classes in found.values() for name in classes})
-    empty = [name for name in names if not any(classes.get(name) for classes in found.values())]
-    if empty:
-        raise ValueError(f"the class folders {', '.join(empty)} in {str(folder)!r} are empty: delete or fill them")
-    # The builder "imagefolder" would assign an image called test_1.jpg to a test split, treat names with brackets as
-    # patterns, and take the innermost folder for the class.
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    splits = datasets.DatasetDict()
-    for split, classes in found.items():
-        files = [(path, name) for name, paths in classes.items() for path in paths]
-        columns = {"image": [path for path, _ in files], "label": [name for _, name in files]}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return splits
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images_by_class(root: Path) -> dict[str, list[str]]:
-    classes = {path.name: [str(image) for image in images_below(path)] for path in _subfolders(root)}
-    if not any(classes.values()):
-        raise ValueError(
-            f"{str(root)!r} contains neither parquet files nor class folders with images "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}): check the path and the layout"
-        )
-    return classes
-
-
-def images_below(folder: Path) -> list[Path]:
-    """Return the image files in a folder and below it, sorted, without hidden ones."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]

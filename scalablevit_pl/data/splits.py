@@ -1,5 +1,6 @@
 """Which split, and which of its rows, a stage of a run uses."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +13,15 @@ SPLIT_FOLDERS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+SET = re.compile(r"[ _-]?(?:set|data|images)$")  # as in train_set
 VALIDATION_NAMES = ("validation", "val", "valid")
 STAGE_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that the name of a folder or file means, in any capitalization; None for other names."""
+    word = SET.sub("", name.lower())
+    return next((split for split, names in SPLIT_FOLDERS.items() if word in names), None)
 
 
 class SplitNames(NamedTuple):

@@ -14,9 +14,10 @@ from scalablevit_pl.data.images import SplitImages
 from scalablevit_pl.data.source import local_folder, may_be_hub_id
 from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.diagnosis import disk, hub
-from scalablevit_pl.diagnosis.finding import Finding, from_sentence, listed
+from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.explanation import explain
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
+from scalablevit_pl.text import listed
 
 
 class DataExamination:
@@ -81,6 +82,8 @@ class DataExamination:
             counts = ", ".join(f"{part} {len(rows):,}" for part, rows in self.datamodule.images.items())
             commit = f" (commit {self.datamodule.commit})" if self.datamodule.commit else ""
             yield Finding("ok", "splits", f"images: {counts}{commit}")
+            if left_out := getattr(self.datamodule, "left_out", ""):
+                yield Finding("warn", "files", f"left out: {left_out}", "convert or delete them, or do without them")
         else:
             text = f"{type(self.datamodule).__name__} is not a BaseDataModule: its content was not checked"
             yield Finding("warn", "data", text)

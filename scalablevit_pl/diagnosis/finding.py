@@ -53,9 +53,3 @@ def gigabytes(size: float) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
     return f"{size / 1e3:.0f} kB"
-
-
-def listed(names: list[str], limit: int = 5, separator: str = ", ") -> str:
-    """Join the first names of a list, and say how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return separator.join(names[:limit]) + more

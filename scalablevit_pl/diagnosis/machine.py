@@ -10,7 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scalablevit_pl.diagnosis.finding import Finding, gigabytes, listed
+from scalablevit_pl.diagnosis.finding import Finding, gigabytes
+from scalablevit_pl.text import listed
 
 PACKAGES = ("torch", "lightning", "timm", "datasets")
 MALICIOUS = ("2.6.2", "2.6.3")  # releases of lightning that ran foreign code

@@ -1,0 +1,168 @@
+"""Find the image files in folders, and load those whose class is the name of their folder."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+
+from scalablevit_pl.data.splits import SPLIT_FOLDERS, split_named
+from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.text import listed, nfc
+
+
+class ImageList(NamedTuple):
+    """The image files of a folder.
+
+    Attributes:
+        paths: The files, sorted.
+        folders: The folders that they lie in.
+        left_out: How many other files of each kind there are.
+    """
+
+    paths: list[Path]
+    folders: set[Path]
+    left_out: Counter[str]
+
+
+class LabelledFile(NamedTuple):
+    """An image file with its class."""
+
+    split: str
+    path: Path
+    label: str
+
+
+def list_images(folder: Path) -> ImageList:
+    """List the image files in a folder and below it, without hidden ones. Each folder is read once."""
+    found, real = ImageList([], set(), Counter()), folder.resolve()
+    _list_into(found, folder, {real, *real.parents})
+    return found
+
+
+def _list_into(found: ImageList, folder: Path, read: set[Path]) -> None:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = folder / entry.name
+        target = path if entry.is_symlink() else entry  # an entry raises errors for circular links
+        if _hidden(entry.name):
+            continue
+        if target.is_file():
+            if _is_image(path):
+                found.paths.append(path)
+                found.folders.add(folder)
+            else:
+                found.left_out[_kind(path)] += 1
+        elif not target.is_dir():
+            found.left_out["dangling link" if entry.is_symlink() else "special file"] += 1
+        elif (real := path.resolve()) not in read:
+            read.add(real)
+            _list_into(found, path, read)
+        elif entry.is_symlink():
+            found.left_out["circular link"] += 1
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return suffix if re.fullmatch(r"\.\w{1,8}", suffix) else "other file"
+
+
+def describe_files(left_out: Counter[str]) -> str:
+    """Describe files by their number and kind, such as `3 .heic, 1 dangling link`."""
+    return ", ".join(
+        f"{count:,} {kind}{'' if count == 1 or '.' in kind else 's'}" for kind, count in left_out.most_common()
+    )
+
+
+def load_image_folder(folder: Path) -> tuple[datasets.DatasetDict, str]:
+    """Load images from one folder per class, at any depth below it; the files stay in place.
+
+    Returns:
+        The splits, with the classes of all of them, sorted by name; and a description of the files that are left out.
+    """
+    files, left_out = _files_of_classes(folder)
+    # The builder "imagefolder" would assign an image called test_1.jpg to a test split, treat names with brackets as
+    # patterns, and take the innermost folder for the class.
+    names = datasets.ClassLabel(names=sorted({file.label for file in files}))
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    columns: dict[str, dict[str, list[str]]] = {}
+    for split, path, label in files:
+        rows = columns.setdefault(split, {"image": [], "label": []})
+        rows["image"].append(str(path))
+        rows["label"].append(label)
+    try:
+        splits = {split: datasets.Dataset.from_dict(rows, features=features) for split, rows in columns.items()}
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of {error.object!r} is not UTF-8: rename it") from error
+    return datasets.DatasetDict(splits), describe_files(left_out)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _files_of_classes(folder: Path) -> tuple[list[LabelledFile], Counter[str]]:
+    inside = subfolders(folder)
+    named = {split_named(path.name): path for path in reversed(inside)}
+    roots = {split: named[split] for split in SPLIT_FOLDERS if split in named}
+    others = [path.name for path in inside if path not in roots.values()]
+    if roots and others:
+        raise ValueError(
+            f"{str(folder)!r} contains split folders ({', '.join(root.name for root in roots.values())}) beside other "
+            f"folders ({', '.join(others)}): use either class folders inside split folders, or class folders only"
+        )
+    files, left_out, empty = [], _loose_files(folder), set()
+    for split, root in (roots or {"train": folder}).items():
+        lists = {path: list_images(path) for path in subfolders(root)}
+        _check_levels(root, lists)
+        files += [LabelledFile(split, path, nfc(name.name)) for name, found in lists.items() for path in found.paths]
+        left_out += sum((found.left_out for found in lists.values()), _loose_files(root) if roots else Counter())
+        empty |= {nfc(path.name) for path, found in lists.items() if not found.paths}
+    empty -= {file.label for file in files}
+    if empty:
+        names = ", ".join(sorted(empty))
+        raise ValueError(f"the class folders {names} in {str(folder)!r} are empty: delete or fill them")
+    return files, left_out
+
+
+def _loose_files(folder: Path) -> Counter[str]:
+    """Count the files beside class folders or split folders."""
+    files = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
+    return Counter(f"loose {_kind(path)}" if _is_image(path) else _kind(path) for path in files)
+
+
+def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:
+    """Check that the folders in a folder seem to be classes, and do not contain the classes."""
+    inner = {
+        path: {"" if folder == path else folder.relative_to(path).parts[0] for folder in found.folders}
+        for path, found in lists.items()
+        if found.paths
+    }
+    if not inner:
+        raise ValueError(
+            f"{str(root)!r} contains neither parquet files nor class folders with images: check the path and the layout"
+        )
+    first, names = next(iter(inner.items()))
+    if len(inner) > 1 and len(names) > 1 and all(others == names for others in inner.values()):
+        raise ValueError(
+            f"the folders {listed(path.name for path in inner)} in {str(root)!r} all contain the folders "
+            f"{listed(sorted(names))}: give one of them, such as {str(first)!r}, or sort the images into one folder "
+            "per class"
+        )
+    nested = [path for path, names in inner.items() if all(map(split_named, names))]
+    common = Path(os.path.commonpath(lists[first].folders))
+    if nested or (len(inner) == 1 and common not in lists[first].folders):
+        raise ValueError(
+            f"{str(root)!r} is not the folder that contains the classes: give {str((nested or [common])[0])!r}, or "
+            "sort the images into one folder per class"
+        )
