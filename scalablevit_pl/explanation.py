@@ -26,7 +26,7 @@ REMEDIES = {
         "the loader processes returned no batch for {} seconds: check the disk or network that holds the data, try "
         "--data.num_workers 0 to see where it hangs, or raise --data.worker_timeout"
     ),
-    re.compile(r"Connection closed by peer|ncclRemoteError"): (
+    re.compile(r"Connection closed by peer|Connection reset by peer|ncclRemoteError"): (
         "another process of this run has ended while this one was waiting for it: see its own message"
     ),
     re.compile(r"DataLoader worker .*(?:killed by signal|exited unexpectedly)", re.DOTALL): (

@@ -1,6 +1,7 @@
 """Checkpoints of runs: find them, read them without running code, and return the network's description and weights."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,14 +67,14 @@ def load_pickle(path: Path) -> Any:
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None  # torch ignores checksums
         if damaged is not None:
             raise ValueError(f"the checksum of its part {damaged!r} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"cannot read {str(path)!r} as a checkpoint: it is damaged, or holds code or other objects than tensors "
-            "and plain values"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # before torch refuses a TorchScript file
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are not a pickle make the reader raise almost anything
         reason = f"{type(error).__name__}: {one_line(error)}"
+        # torch refuses TorchScript and tar files with the advice to load them unsafely.
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:
+            reason = "it is damaged, or holds code or other objects than tensors and plain values"
         raise ValueError(f"cannot read {str(path)!r} as a checkpoint: {reason}") from error
 
 

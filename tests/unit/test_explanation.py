@@ -310,6 +310,7 @@ def test_out_of_memory_names_the_options_that_save_memory(error: BaseException) 
     assert explain(ValueError(str(error))) is None
 
 
-def test_a_lost_connection_refers_to_the_other_process() -> None:
-    gloo = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:17818. This is typically caused by"
+@pytest.mark.parametrize("problem", ["Connection closed by peer [127.0.0.1]:17818", "Connection reset by peer"])
+def test_a_lost_connection_refers_to_the_other_process(problem: str) -> None:
+    gloo = f"[gloo/transport/tcp/pair.cc:561] {problem}. This is typically caused by"
     assert (explain(RuntimeError(gloo)) or "").startswith("another process of this run has ended")

@@ -5,17 +5,14 @@ A repository's folder in the cache holds `refs/REVISION` (a commit's hash) and `
 
 import hashlib
 import logging
-import re
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from scalablevit_pl.storage import written_aside
-from scalablevit_pl.weights.hub.client import COMMIT_HASH
+from scalablevit_pl.weights.hub.client import COMMIT_HASH, DIGEST
 
 logger = logging.getLogger(__name__)
-
-DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def repository_folder(repository: str, repo_type: str = "model", cache_dir: str | Path | None = None) -> Path:

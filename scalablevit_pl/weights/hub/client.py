@@ -1,5 +1,7 @@
 """Retries, time limits and readable errors for calls of the Hub's client."""
 
+import errno
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ NETWORK_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ ==
 TRIES = 3
 SILENCE = 15.0  # seconds without a byte from the server after which a request is abandoned
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files that are shared: nothing that runs when it is opened.
 SHARED_SUFFIXES = frozenset({".safetensors", ".json", ".md", ".png", ".csv", ".txt"})
@@ -99,22 +102,32 @@ def retry(call: Callable[[], Result]) -> Result:
 
 @contextmanager
 def limited_silence() -> Iterator[None]:
-    """Limit how long a server may stay silent. Most requests of the client would wait indefinitely.
+    """Limit how long a server may stay silent, and what it may name files. Most requests would wait indefinitely.
 
-    The client replaces its session after some failures, so each call needs its own limit.
+    The client replaces its session after some failures, so each call needs its own limits.
     """
-    hooks = get_session().event_hooks["request"]
-    hooks.append(_limit_silence)  # threads share the session: each adds and removes one of several equal hooks
+    hooks = get_session().event_hooks
+    hooks["request"].append(_limit_silence)  # threads share the session: each adds and removes one of equal hooks
+    hooks["response"].append(_replace_etag)
     try:
         yield
     finally:
-        hooks.remove(_limit_silence)
+        hooks["request"].remove(_limit_silence)
+        hooks["response"].remove(_replace_etag)
 
 
 def _limit_silence(request: Any) -> None:
     limits = request.extensions.get("timeout") or {}
     kinds = ("connect", "read", "write", "pool")
     request.extensions["timeout"] = {kind: min(limits.get(kind) or SILENCE, SILENCE) for kind in kinds}
+
+
+def _replace_etag(response: Any) -> None:
+    """Replace an ETag that is not a digest by one that is safe as a file name: the client names cached files so."""
+    for name in ("X-Linked-ETag", "ETag"):
+        etag = response.headers.get(name)
+        if etag is not None and not DIGEST.fullmatch(etag.removeprefix("W/").strip('"')):
+            response.headers[name] = f"etag-{hashlib.sha256(etag.encode()).hexdigest()}"
 
 
 def _is_transient(error: Exception) -> bool:
@@ -137,7 +150,7 @@ def _timed_out(error: BaseException | None) -> bool:
 
 @contextmanager
 def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Raise a `HubError` of one sentence instead of the client's errors; errors of the disk stay as they are.
+    """Raise a `HubError` of one sentence instead of the client's errors; most errors of the disk stay as they are.
 
     Raises:
         HubUnreachableError: If the Hub did not answer.
@@ -173,6 +186,8 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str | N
     if isinstance(error, RuntimeError):
         reason = one_line(error.__cause__ or error, 200)
         return f"the upload to {repository!r} failed and nothing was committed ({reason}): push again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full, {repository!r} does not fit: free space there, or move the cache with HF_HOME"
     if isinstance(error, ValueError):  # such as the metadata of a card
         return f"the Hub rejected the data for {repository!r} ({reason}): correct them"
     return None

@@ -105,7 +105,12 @@ def _list_files(repository: str, revision: str | None, cache: Path, token: Token
     """Ask the Hub for the commit of a revision and the checksums of its files, none of which is downloaded yet."""
     api = HfApi(token=token)
     with hub_errors(repository, revision):
-        info = retry(lambda: api.model_info(repository, revision=revision, files_metadata=True))
+        try:
+            info = retry(lambda: api.model_info(repository, revision=revision, files_metadata=True))
+        except (KeyError, TypeError):  # the client expects the entries of a Hub in any JSON
+            info = None
+    if info is None or not is_commit(info.sha):
+        raise HubError(f"the answer of {constants.ENDPOINT} about {repository!r} names no commit: check HF_ENDPOINT")
     digests = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in info.siblings or []}
     return Snapshot(repository, cache / "snapshots" / str(info.sha), str(info.sha), digests)
 
@@ -124,8 +129,8 @@ def _download(client: Callable[..., str], snapshot: Snapshot, name: str, force: 
         retry(partial(client, name, force_download=force or attempt > 0))
         if is_intact(path, digest):
             return
-    path.resolve().unlink(missing_ok=True)  # the cache would serve it to others
-    path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # a link to somewhere else would stay
+    (snapshot.folder.parents[1] / "blobs" / digest).unlink(missing_ok=True)  # the cache would serve it to others
     raise HubError(
         f"{name} of {snapshot.repository!r} arrived damaged {TRIES} times, its checksum is not {digest} as the Hub "
         "states: try again later, or from another network"

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,15 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     data[place] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"cannot read '{path}' as a checkpoint: .*checksum"):
+        load_pickle(path)
+
+
+def test_a_torchscript_file_is_refused_without_advice_to_load_it_unsafely(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/constants.pkl", b"")  # by which torch recognizes one
+    with pytest.raises(ValueError, match=r"holds code or other objects than tensors and plain values$"):
         load_pickle(path)
 
 

@@ -1,3 +1,4 @@
+import errno
 import logging
 import shutil
 import threading
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from hub_models import REPO, files_in, hub_error, same_weights
-from hub_server import HubServer
-from huggingface_hub import HfApi, constants, get_session, hf_hub_download
+from hub_server import HubServer, StoredFile
+from huggingface_hub import HfApi, constants, file_download, get_session, hf_hub_download
 
 from scalablevit_pl import from_pretrained
 from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS
@@ -202,6 +203,51 @@ def test_a_byte_flipped_in_the_cache_is_noticed(hub: HubServer, repo: str, name:
     assert len(hub.lines("HEAD")) == 1
 
 
+def test_a_link_out_of_the_cache_is_replaced_and_its_target_stays(hub: HubServer, repo: str, tmp_path: Path) -> None:
+    own, link = tmp_path / "own.json", fetch(repo).folder / CONFIG
+    own.write_text("mine")
+    link.unlink()
+    link.symlink_to(own)
+    assert (fetch(repo).folder / CONFIG).read_bytes() == hub.files(repo)[CONFIG]
+    link.unlink()
+    link.symlink_to(own)
+    hub.fault("flip", "GET .*resolve.*config", times=1000)
+    with hub_error("damaged 3 times"):
+        fetch(repo)
+    assert own.read_text() == "mine"
+    assert not link.is_symlink()
+
+
+@pytest.mark.parametrize("tag", ["../../../escaped", "0-1", "."])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_file_in_the_cache_is_named_after_a_digest_alone(
+    hub: HubServer, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tag: str
+) -> None:
+    data, etag = hub.files(repo)[name], StoredFile.etag
+    monkeypatch.setattr(StoredFile, "etag", property(lambda file: tag if file.data == data else etag.fget(file)))
+    assert (fetch(repo).folder / name).read_bytes() == data
+    others = [40, 40] if name == WEIGHTS else [40, 64]
+    assert sorted(len(path.name) for path in cached(tmp_path).glob("blobs/*")) == [*others, len("etag-") + 64]
+    assert not [*tmp_path.rglob("escaped*")]
+
+
+def test_an_answer_without_a_commit_is_refused(hub: HubServer, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = HfApi().model_info(repo, files_metadata=True)
+    info.sha = "../../elsewhere"
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
+    with hub_error(repo, hub.endpoint, "names no commit", "HF_ENDPOINT"):
+        fetch(repo)
+
+
+def test_a_full_disk_is_explained(repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `write` does, without the name of a file
+
+    monkeypatch.setattr(file_download, "http_get", fill)
+    with hub_error(repo, "the disk is full", "HF_HOME"):
+        fetch(repo)
+
+
 def test_a_damaged_cache_is_not_used_offline(hub: HubServer, repo: str, offline: Any) -> None:
     flip(fetch(repo).folder / WEIGHTS)
     offline()
@@ -388,6 +434,7 @@ LASTING = [
     ("cut", "GET /api/models/", {}, BREAKS_OFF),
     ("reset", "GET /api/models/", {}, BREAKS_OFF),
     ("truncate", "GET /api/models/", {}, BREAKS_OFF),
+    ("status", "GET /api/models/", {"status": 200}, ["ENDPOINT", "names no commit"]),
     ("status", "HEAD ", {}, ["ENDPOINT", "cannot be reached", "try again later"]),
     ("status", "GET /cdn/", {"status": 503}, ["503", "try again later"]),
     ("status", "GET /cdn/", {"status": 404}, ["404"]),
