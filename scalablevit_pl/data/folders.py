@@ -9,7 +9,7 @@ from typing import NamedTuple
 import datasets
 
 from scalablevit_pl.data.splits import SPLIT_FOLDERS, split_named
-from scalablevit_pl.preprocessing import IMAGE_SUFFIXES
+from scalablevit_pl.preprocessing.decoding import IMAGE_SUFFIXES
 from scalablevit_pl.text import listed, nfc
 
 
