@@ -83,7 +83,14 @@ class EvaluationReport(pl.Callback):
 
 
 class PredictionWriter(pl.Callback):
-    """Write the predictions of `Trainer.predict` into a folder, a file or an open text file."""
+    """Write the predictions of `Trainer.predict` into a folder, a file or an open text file.
+
+    Attributes:
+        unreadable: One line for each image that could not be read and has no prediction.
+
+    Raises:
+        ValueError: If none of the images could be read; nothing is written.
+    """
 
     def __init__(self, out: Path | TextIO, data: ReportData | None = None) -> None:
         self.out = out
@@ -93,16 +100,22 @@ class PredictionWriter(pl.Callback):
         """Begin an empty report."""
         task: Any = pl_module
         self.report = task.report(self.data or report_data(trainer, "predict", pl_module), predict=True)
+        self.unreadable: list[str] = []
+        self.predicted = False
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Add a batch's predictions."""
+        """Add a batch's predictions and its unreadable images."""
+        self.unreadable += filter(None, batch.get("unreadable", ()))
         if outputs is not None:
             self.report.add(without_fillers(batch), outputs)
+            self.predicted = True
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the predictions once they are complete."""
+        if self.unreadable and not self.predicted:
+            raise ValueError(self.unreadable[0])
         self.report.gather()
         if trainer.is_global_zero:
             self.report.write_predictions(self.out)

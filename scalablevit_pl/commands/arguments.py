@@ -26,7 +26,9 @@ class OptionParser(argparse.ArgumentParser):
         raise ValueError(f"{message}: see {self.prog} --help")
 
     def read(self, options: list[str]) -> argparse.Namespace:
-        """Parse options and operands in any order."""
+        """Parse options and operands in any order; `--` ends the options."""
+        end = [*options, "--"].index("--")
+        options, operands = options[:end], options[end + 1 :]
         known = [option for action in self._actions for option in action.option_strings]
         words: list[str] = []
         for option in options:
@@ -41,6 +43,8 @@ class OptionParser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown option {name}: did you mean {near}?")
             words.append(option)
+        # argparse would take an operand that begins with a dash for an option.
+        words += [f"./{operand}" if operand.startswith("-") else operand for operand in operands]
         return self.parse_intermixed_args(words)
 
 

@@ -15,6 +15,7 @@ IGNORED = (
     r"It is recommended to use `self.log\('(val|test)",  # all processes have computed the same number
     "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's callbacks
     "The '.*' does not have many workers",
+    "predict returned None",  # for a batch of unreadable images
     r"Found \d+ module\(s\) in eval mode",  # the frozen ones
 )
 

@@ -23,8 +23,7 @@ def run_command(command: str, options: list[str]) -> int:
     if command == "predict" and not (invocation.run or invocation.configs or "--help-all" in options):
         from scalablevit_pl.commands.predict import predict_files
 
-        predict_files(options)
-        return 0
+        return predict_files(options)
     invocation = invocation.resolve()
     before = sys.argv
     try:

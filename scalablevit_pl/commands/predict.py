@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from scalablevit_pl.callbacks.evaluation import PredictionWriter
 from scalablevit_pl.callbacks.progress import LineEnd
 from scalablevit_pl.commands.arguments import OptionParser, check_output
+from scalablevit_pl.commands.console import fail
 from scalablevit_pl.data.folders import describe_files, list_images
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.models.factory import build_stored
@@ -22,8 +23,8 @@ from scalablevit_pl.weights.source import load_weights, pin_weights, weights_pat
 logger = logging.getLogger(__name__)
 
 
-def predict_files(options: list[str]) -> None:
-    """Run `scalablevit predict --weights PATH IMAGE|FOLDER … [--out FILE] [--average ema|none]`."""
+def predict_files(options: list[str]) -> int:
+    """Run `scalablevit predict --weights PATH IMAGE|FOLDER …` and return 1 if some of the images cannot be read."""
     arguments = _parse(options)
     paths = find_images(arguments.images)
     weights = pin_weights(arguments.weights)
@@ -33,8 +34,9 @@ def predict_files(options: list[str]) -> None:
     network = build_stored(stored)
     task = TASKS[stored.description.task](network)
     data = ReportData(stored.class_names, len(paths), stored.preprocessing)
+    writer = PredictionWriter(arguments.out or sys.stdout, data)
     loader = DataLoader(
-        ImageFiles(paths, stored.preprocessing),
+        ImageFiles(paths, stored.preprocessing, arguments.strict),
         batch_size=arguments.batch_size,
         num_workers=min(arguments.num_workers, len(paths) // arguments.batch_size),
     )
@@ -44,10 +46,16 @@ def predict_files(options: list[str]) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[LineEnd(), PredictionWriter(arguments.out or sys.stdout, data)],
+        callbacks=[LineEnd(), writer],
     )
     with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar must not end up in the table
         trainer.predict(task, loader, return_predictions=False)
+    if not writer.unreadable:
+        return 0
+    for line in writer.unreadable:
+        logger.error(line)
+    fail(f"{len(writer.unreadable)} of {len(paths)} images cannot be read and have no row")
+    return 1
 
 
 def _check_out(out: Path, used: list[Path]) -> None:
@@ -78,6 +86,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--strict", action="store_true")
     parser.add_argument("--average", choices=["ema", "none"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=2)

@@ -196,15 +196,28 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 
 class ImageFiles(Dataset[Sample]):
-    """Image files as samples with `image`, `index` and `path`, for prediction."""
+    """Image files as samples with `image`, `index`, `path` and `unreadable`, for prediction.
 
-    def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
+    Args:
+        paths: The files.
+        transform: From an RGB image to a tensor.
+        strict: Raise an error for an unreadable image. Else it becomes a filler, and `unreadable` is its error.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Transform, strict: bool = True) -> None:
         self.paths = paths
         self.transform = transform
+        self.strict = strict
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.paths[index]
-        return {"image": self.transform(decode_image(path)), "index": index, "path": str(path)}
+        path, unreadable = str(self.paths[index]), ""
+        try:
+            image = decode_image(path)
+        except UnreadableImageError as error:
+            if self.strict:
+                raise
+            image, index, unreadable = Image.new("RGB", (1, 1)), FILLER, one_line(error, None)
+        return {"image": self.transform(image), "index": index, "path": path, "unreadable": unreadable}

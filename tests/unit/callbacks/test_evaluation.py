@@ -122,6 +122,30 @@ def test_the_writer_uses_the_given_data_or_the_datamodule_s(given: ReportData | 
     assert writer.report.predict
 
 
+def predict_batches(writer: PredictionWriter, *batches: tuple[list[int], list[str], Any]) -> None:
+    trainer, task = make_trainer(), make_task()
+    writer.on_predict_start(trainer, task)
+    for indices, unreadable, outputs in batches:
+        batch = {"index": torch.tensor(indices), "unreadable": unreadable}
+        writer.on_predict_batch_end(trainer, task, outputs, batch, 0)
+    writer.on_predict_end(trainer, task)
+
+
+def test_the_writer_lists_unreadable_images_and_writes_the_others() -> None:
+    out = io.StringIO()
+    writer = PredictionWriter(out)
+    predict_batches(writer, ([0, -1], ["", "cannot read b"], [5]), ([-1], ["cannot read c"], None))
+    assert writer.unreadable == ["cannot read b", "cannot read c"]
+    assert json.loads(out.getvalue())[1] == [[[0], [5]]]
+
+
+def test_nothing_is_written_if_no_image_can_be_read() -> None:
+    out = io.StringIO()
+    with pytest.raises(ValueError, match=r"^cannot read b$"):
+        predict_batches(PredictionWriter(out), ([-1, -1], ["cannot read b", "cannot read c"], None))
+    assert out.getvalue() == ""
+
+
 def test_the_writer_writes_to_an_open_file() -> None:
     out = io.StringIO()
     evaluate(PredictionWriter(out), make_trainer(), make_task())

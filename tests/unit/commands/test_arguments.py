@@ -33,6 +33,13 @@ def test_options_and_operands_are_parsed_in_any_order(parser: OptionParser, opti
     assert read.accelerator == "auto"
 
 
+@pytest.mark.parametrize("before", [["a"], []])
+def test_two_dashes_end_the_options(parser: OptionParser, before: list[str]) -> None:
+    read = parser.read([*before, "--weights", "w", "--", "-x.png", "--force", "--", "b"])
+    assert (read.weights, read.force) == ("w", False)
+    assert read.paths == [Path(name) for name in (*before, "-x.png", "--force", "--", "b")]
+
+
 @pytest.mark.parametrize(
     ("option", "meant"),
     [

@@ -1,8 +1,13 @@
+import csv
+import logging
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from scalablevit_pl.commands.predict import _check_out, _parse, find_images
+from scalablevit_pl.commands.predict import _check_out, _parse, find_images, predict_files
+from scalablevit_pl.models import create_model
 
 
 @pytest.fixture
@@ -66,6 +71,43 @@ def test_the_defaults_are_those_of_the_help_page() -> None:
 def test_options_may_stand_between_images() -> None:
     arguments = _parse(["a.jpg", "--weights", "w", "b.jpg", "--out", "x.csv", "c.jpg"])
     assert [str(path) for path in arguments.images] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_image_that_cannot_be_read_does_not_cost_the_rows_of_the_others(
+    strict: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("scalablevit_pl"), "propagate", True)  # a test may have shown the log
+    model = create_model("scalablevit_nano", num_classes=2)
+    model.pretrained_cfg["input_size"] = (3, 28, 28)
+    model.save_pretrained(tmp_path / "model")
+    names = ["1.png", "2.png", "3.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        Image.new("L", (28, 28)).save(tmp_path / name)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    words = [
+        "--weights",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "x.csv"),
+        "--batch_size=1",
+        "--num_workers=0",
+    ]
+    words += ["--accelerator=cpu", *(["--strict"] if strict else []), "--", *(str(tmp_path / name) for name in names)]
+    if strict:
+        with pytest.raises(ValueError, match=r"cannot read .*2\.png"):
+            predict_files(words)
+        assert not (tmp_path / "x.csv").exists()
+        return
+    assert predict_files(words) == 1
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["1.png", "3.png", r"\udcff.png"]
+    assert f"cannot read {tmp_path / '2.png'}: it is not an image" in caplog.text
+    assert capsys.readouterr().err.endswith("1 of 4 images cannot be read and have no row\n")
 
 
 def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path) -> None:

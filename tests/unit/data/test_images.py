@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from scalablevit_pl.data import Augmentation, Preprocessing
 from scalablevit_pl.data.images import ImageFiles, Row, Sample, SampleReader, SplitImages, Targets, collate
-from scalablevit_pl.data.samplers import Draw
+from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
 
 MakeFiles = Callable[..., Path]
@@ -193,3 +194,16 @@ def test_image_files_are_samples_without_targets(make_folders: MakeFiles) -> Non
         (1, str(folder / "1.png")),
     ]
     assert torch.equal(files[0]["image"], preprocessing(decode_image(folder / "2.png")))
+    assert [files[row]["unreadable"] for row in (0, 1)] == ["", ""]
+
+
+def test_an_unreadable_image_file_is_a_filler_with_its_error_or_raises_it(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.png", "2.png")
+    (folder / "2.png").write_bytes(b"no image")
+    files = ImageFiles([folder / "1.png", folder / "2.png"], Preprocessing(4), strict=False)
+    batch = collate([files[0], files[1]])
+    assert batch["index"].tolist() == [0, FILLER]
+    assert batch["unreadable"][0] == ""
+    assert re.match(r"cannot read .*2\.png: it is not an image", batch["unreadable"][1])
+    with pytest.raises(UnreadableImageError, match=r"2\.png"):
+        ImageFiles([folder / "2.png"], Preprocessing(4))[0]
