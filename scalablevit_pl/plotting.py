@@ -26,7 +26,8 @@ TRAIN, VAL, EMA, RATE, WRONG = "#0072B2", "#D55E00", "#009E73", "#555555", "#D55
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 # The first is matplotlib's own; each of the others has Chinese, Japanese and Korean glyphs on some system.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
-LEGIBLE_NAMES, LEGIBLE_COUNTS = 30, 20  # most classes with which a confusion matrix shows names and numbers
+# Most classes with which a confusion matrix shows numbers, names, and cells at all.
+LEGIBLE_COUNTS, LEGIBLE_NAMES, LEGIBLE_CELLS = 20, 30, 1000
 PARTS = (
     ("train", TRAIN, "training"),
     ("val", VAL, "validation"),
@@ -143,17 +144,33 @@ def draw_predictions(
     save_figure(figure, path)
 
 
-def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix `counts (K, K)`: each row is a true class, shaded by the share of its images.
+def draw_confusion(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], path: Path, title: str) -> None:
+    """Draw a confusion matrix: each row is a true class, shaded by the share of its images.
 
-    Names of classes are omitted where they would not be legible.
+    `pairs` counts the images of each pair (true class, predicted class) that occurs. Names are omitted where they would
+    not be legible. With more than a thousand classes, the picture lists the most frequent mistakes instead.
     """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(class_names)
+    mistakes = "most frequent mistakes\n\n" + "\n".join(_frequent_mistakes(pairs, class_names))
+    if classes > LEGIBLE_CELLS:
+        figure = Figure(figsize=(8.0, 9.0))
+        figure.text(0.05, 0.93, f"matrix of {classes:,} classes not drawn, {mistakes}", va="top", fontsize=11)
+    else:
+        figure = _draw_matrix(pairs, class_names, mistakes)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def _draw_matrix(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], mistakes: str) -> Figure:
+    """Draw the matrix with the names of the classes, or with a list of mistakes beside it."""
+    classes = len(class_names)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    for pair, count in pairs.items():
+        counts[pair] = count
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, max(5.0, 2.5 + 0.55 * classes))
     named = classes <= LEGIBLE_NAMES
     figure = Figure(figsize=(side + (1.0 if named else 5.0), side), layout="constrained")
-    figure.suptitle(title)
     axis, beside = figure.subplots(1, 2, width_ratios=[side, 0.01 if named else 4.0])
     beside.set_axis_off()
     # Where a class is a pixel or two wide, small shares would vanish on a linear scale.
@@ -166,23 +183,18 @@ def draw_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], pa
         axis.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(classes), names)
     else:
-        text = "most frequent mistakes\n\n" + "\n".join(_frequent_mistakes(counts, class_names))
-        beside.text(0.0, 1.0, text, va="top", fontsize=11)
+        beside.text(0.0, 1.0, mistakes, va="top", fontsize=11)
     if classes <= LEGIBLE_COUNTS:
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    save_figure(figure, path)
+    return figure
 
 
-def _frequent_mistakes(counts: npt.NDArray[np.int64], class_names: Sequence[str], top: int = 40) -> list[str]:
+def _frequent_mistakes(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], top: int = 40) -> list[str]:
     """List the most frequent confusions of two classes."""
-    mistakes = counts * ~np.eye(len(counts), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:top]
-    pairs = list(zip(*np.unravel_index(order, counts.shape), strict=True))
-    names = [f"{shorten(name)} ({index})" for index, name in enumerate(class_names)]
+    mistakes = sorted((-count, *pair) for pair, count in pairs.items() if pair[0] != pair[1])
     return [
-        f"{counts[true, wrong]} × {names[true]} predicted as {names[wrong]}"
-        for true, wrong in pairs
-        if mistakes[true, wrong]
+        f"{-count} × {shorten(class_names[true])} ({true}) predicted as {shorten(class_names[wrong])} ({wrong})"
+        for count, true, wrong in mistakes[:top]
     ]

@@ -2,11 +2,11 @@
 
 import csv
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from scalablevit_pl.plotting import draw_confusion, draw_predictions
 from scalablevit_pl.storage import written_aside
@@ -26,7 +26,6 @@ class ClassificationReport(Report):
         self.top = min(TOP, len(data.class_names))
         self.rows: dict[int, dict[str, Any]] = {}
         self.images: dict[int, Tensor] = {}
-        self.confusion = MulticlassConfusionMatrix(len(data.class_names)).to(data.device)
         # Images spread over the split, selected before any prediction is known.
         self.shown = set(range(0, data.samples, max(1, math.ceil(data.samples / SHOWN))))
 
@@ -35,7 +34,6 @@ class ClassificationReport(Report):
         self._add_rows(batch, predictions)
         if self.predict:
             return
-        self.confusion.update(predictions, batch["label"])
         for position, index in enumerate(batch["index"].tolist()):
             if index in self.shown:
                 self.images[index] = self._pixels(batch["image"][position])
@@ -56,16 +54,17 @@ class ClassificationReport(Report):
         return pixels.permute(1, 2, 0).contiguous().cpu()
 
     def gather(self) -> None:
-        """Merge rows, counts and images of all processes; every process has to call it."""
+        """Merge rows and images of all processes; every process has to call it."""
         self.rows = gather_by_index(self.rows)
         if not self.predict:
             self.images = gather_by_index(self.images)
-            self.counts = self.confusion.compute().cpu().numpy()
 
     def write(self, folder: Path, title: str) -> None:
         """Write `predictions.csv`, `predictions.png` and `confusion.png`."""
         self.write_predictions(folder)
-        draw_confusion(self.counts, self.data.class_names, folder / "confusion.png", title)
+        index_of = {name: index for index, name in enumerate(self.data.class_names)}
+        pairs = Counter((index_of[row["label"]], index_of[row["label_1"]]) for row in self.rows.values())
+        draw_confusion(pairs, self.data.class_names, folder / "confusion.png", title)
         rows = [row for index, row in self.rows.items() if index in self.images]
         draw_predictions(
             [self.images[row["index"]].numpy() for row in rows],

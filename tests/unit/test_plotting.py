@@ -71,18 +71,17 @@ def test_predictions_of_images_of_any_size(side: int, tmp_path: Path) -> None:
     show(tmp_path / "predictions.png", 2, ["cat", "dog"], side=side)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 30, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 30, 1000, 10**6])
 def test_confusion_of_few_and_many_classes(classes: int, tmp_path: Path) -> None:
-    counts = 5 * np.eye(classes, dtype=np.int64)
-    counts[0, 0] = 0
-    draw_confusion(counts, [f"class number {index}" for index in range(classes)], tmp_path / "x.png", "title")
+    pairs = {(index, index): 5 for index in range(1, min(classes, 1000))}
+    draw_confusion(pairs, [f"class number {index}" for index in range(classes)], tmp_path / "x.png", "title")
     assert min(read(tmp_path / "x.png").shape[:2]) > 400
 
 
 def test_rows_of_the_confusion_are_true_classes(tmp_path: Path) -> None:
     middles = []
-    for counts in ([[0, 4], [0, 0]], [[0, 0], [4, 0]]):
-        draw_confusion(np.array(counts), ["cat", "dog"], tmp_path / "x.png", "title")
+    for pairs in ({(0, 1): 4}, {(1, 0): 4}):
+        draw_confusion(pairs, ["cat", "dog"], tmp_path / "x.png", "title")
         middles.append(places(read(tmp_path / "x.png"), (8, 48, 107)).mean(axis=0))
     assert middles[0][0] < middles[1][0] - 50  # above
     assert middles[0][1] > middles[1][1] + 50  # to the right
@@ -90,8 +89,8 @@ def test_rows_of_the_confusion_are_true_classes(tmp_path: Path) -> None:
 
 def test_the_confusion_is_shaded_by_the_share_of_the_true_class(tmp_path: Path) -> None:
     pictures = []
-    for counts in ([[1, 0], [1, 0]], [[1, 0], [1000, 0]]):
-        draw_confusion(np.array(counts), ["cat", "dog"], tmp_path / "x.png", "title")
+    for pairs in ({(0, 0): 1, (1, 0): 1}, {(0, 0): 1, (1, 0): 1000}):
+        draw_confusion(pairs, ["cat", "dog"], tmp_path / "x.png", "title")
         pictures.append(len(places(read(tmp_path / "x.png"), (8, 48, 107))))
     assert pictures[0] == pytest.approx(pictures[1], rel=0.01)
     assert pictures[0] > 10_000
@@ -108,7 +107,7 @@ def test_the_confusion_is_shaded_by_the_share_of_the_true_class(tmp_path: Path) 
 )
 def test_strange_names_are_drawn(names: list[str], tmp_path: Path) -> None:
     show(tmp_path / "x.png", len(names), names, wrong=1)
-    draw_confusion(np.eye(len(names), dtype=np.int64), names, tmp_path / "x.png", names[0])
+    draw_confusion({(index, index): 1 for index in range(len(names))}, names, tmp_path / "x.png", names[0])
     draw_curves({}, {str(index): name for index, name in enumerate(names)}, tmp_path / "x.png", " ".join(names))
     read(tmp_path / "x.png")
 
@@ -192,10 +191,10 @@ def test_a_failed_picture_leaves_the_earlier_one_alone(tmp_path: Path, monkeypat
 
 
 def test_the_most_frequent_mistakes_come_first() -> None:
-    counts = np.array([[9, 0, 2], [5, 9, 0], [0, 1, 9]])
-    assert _frequent_mistakes(counts, ["a", "b", "c"]) == [
+    pairs = {(0, 0): 9, (0, 2): 2, (1, 0): 5, (1, 1): 9, (2, 1): 1, (2, 2): 9}
+    assert _frequent_mistakes(pairs, ["a", "b", "c"]) == [
         "5 × b (1) predicted as a (0)",
         "2 × a (0) predicted as c (2)",
         "1 × c (2) predicted as b (1)",
     ]
-    assert _frequent_mistakes(counts, ["a", "b", "c"], top=1) == ["5 × b (1) predicted as a (0)"]
+    assert _frequent_mistakes(pairs, ["a", "b", "c"], top=1) == ["5 × b (1) predicted as a (0)"]
