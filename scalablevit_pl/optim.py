@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from timm.models import group_parameters
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
+Schedule = LRScheduler | Scheduler  # torch's or timm's
+ScheduleFactory = Callable[[Optimizer], Schedule] | Callable[[Optimizer, int, int], Schedule]
 
 
 def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -56,8 +59,6 @@ def _layers(network: nn.Module) -> dict[str, int]:
             f"{type(network).__name__} does not define its layers (group_matcher): leave layer_decay at 1, or use a "
             "network of scalablevit_pl.models.create_model or timm.create_model"
         )
-    from timm.models import group_parameters  # slow to import, and not needed by most runs
-
     layers: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     return layers
 

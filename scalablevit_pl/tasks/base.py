@@ -17,9 +17,18 @@ from torchmetrics import MeanMetric, Metric
 
 from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, WarmupCosineSchedule, parameter_groups
 from scalablevit_pl.randomness import derive_seed, run_seed
-from scalablevit_pl.tasks.fit import FitShape, ResolvedFit, peak_rate, resolve_fit, shape_of
+from scalablevit_pl.tasks.fit import (
+    FitShape,
+    Interval,
+    ResolvedFit,
+    advance,
+    advance_by_metric,
+    peak_rate,
+    resolve_fit,
+    shape_of,
+)
+from scalablevit_pl.tasks.freezing import checkpoint_gradients, frozen_modules
 from scalablevit_pl.tasks.freezing import freeze as freeze_parts
-from scalablevit_pl.tasks.freezing import frozen_modules
 from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleCount
 from scalablevit_pl.tasks.report import MetricInfo, Report, ReportData
 
@@ -41,7 +50,7 @@ class BaseTask(pl.LightningModule, ABC):
     Args:
         network: The network to train.
         optimizer: Called with parameter groups. Its learning rate is meant for `base_batch_size`.
-        schedule: Called with the optimizer, `total_steps` and `steps_per_epoch`.
+        schedule: Called with the optimizer, and with `total_steps` and `steps_per_epoch` if its signature has them.
         base_batch_size: Global batch for which the learning rate is given; the rate is scaled in proportion to the
             actual one. None uses the rate unscaled.
         freeze: Parts of the network that are not trained and stay in eval mode: one name or several, of modules as the
@@ -50,6 +59,8 @@ class BaseTask(pl.LightningModule, ABC):
         compile: Compile the network, in place, when a fit starts.
         channels_last: Keep the network's convolutions and the images in channels-last memory format.
         grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
+        schedule_interval: When a schedule of torch's advances; by default after a step if it takes a number of steps,
+            else after an epoch. ReduceLROnPlateau follows `monitor`, and timm's schedules have `t_in_epochs`.
 
     Attributes:
         monitor: Validation metric that selects `best.ckpt`, without `val/`; a class attribute.
@@ -82,6 +93,7 @@ class BaseTask(pl.LightningModule, ABC):
         compile: bool = False,  # noqa: A002  as users call it
         channels_last: bool = False,
         grad_checkpointing: bool = False,
+        schedule_interval: Interval | None = None,
     ) -> None:
         super().__init__()
         if self.monitor not in self.described or not any(metric.plotted for metric in self.described.values()):
@@ -94,6 +106,7 @@ class BaseTask(pl.LightningModule, ABC):
         self.num_classes: int | None = getattr(network, "num_classes", None)
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
+        self.schedule_interval = schedule_interval
         self.base_batch_size = base_batch_size
         self.layer_decay = layer_decay
         self.compiled = compile
@@ -104,7 +117,7 @@ class BaseTask(pl.LightningModule, ABC):
         self._keep_frozen_in_eval_mode()
         parameter_groups(network, layer_decay)  # raises before the data is loaded
         if grad_checkpointing:
-            _checkpoint_gradients(network)
+            checkpoint_gradients(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
         self.averages = nn.ModuleDict()
@@ -238,7 +251,13 @@ class BaseTask(pl.LightningModule, ABC):
                 lr,
                 record["global_batch"],
             )
-        return {"optimizer": resolved.optimizer, "lr_scheduler": {"scheduler": resolved.schedule, "interval": "step"}}
+        # Lightning would advance a schedule by metrics only after the epoch's checkpoint is written.
+        schedule: Any = {"scheduler": resolved.schedule, "interval": resolved.interval, "reduce_on_plateau": False}
+        return {"optimizer": resolved.optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advance the schedule after a step or an epoch."""
+        advance(scheduler, self.current_epoch + 1, self.global_step)
 
     def resolve(self, shape: FitShape) -> ResolvedFit:
         """Build optimizer and schedule for a fit of a given size, without a trainer.
@@ -247,7 +266,8 @@ class BaseTask(pl.LightningModule, ABC):
             ValueError: If optimizer or schedule reject their settings, or do not fit precision and clipping.
         """
         factories = (self.optimizer_factory, self.schedule_factory)
-        resolved = resolve_fit(self.network, *factories, shape, self.base_batch_size, self.layer_decay)
+        options: Any = (self.base_batch_size, self.layer_decay, self.schedule_interval, self.mode)
+        resolved = resolve_fit(self.network, *factories, shape, *options)
         resolved.record.update(frozen=list(self.frozen), compile=self.compiled, channels_last=self.channels_last)
         return resolved
 
@@ -315,8 +335,9 @@ class BaseTask(pl.LightningModule, ABC):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over the samples of all processes."""
+        """Log the metrics over the samples of all processes, and advance a schedule that depends on them."""
         self._log_evaluation("val")
+        advance_by_metric(self.trainer, f"val/{self.monitor}")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over the samples of all processes."""
@@ -370,14 +391,3 @@ def without_fillers(batch: Batch) -> Batch:
 def _mark_updated(metric: Any) -> None:
     """Let torchmetrics compute a metric without samples on this process, or restored from sums, without a warning."""
     metric._update_count = max(1, metric._update_count)
-
-
-def _checkpoint_gradients(network: nn.Module) -> None:
-    """Switch gradient checkpointing on."""
-    try:
-        network.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError, NotImplementedError) as error:  # all three occur in timm
-        raise ValueError(
-            f"{type(network).__name__} does not support grad_checkpointing: switch it off, and save memory by a "
-            "smaller --data.batch_size with more --trainer.accumulate_grad_batches"
-        ) from error

@@ -1,15 +1,20 @@
 """Resolve a fit: its size becomes an optimizer, a schedule and a record of batch, learning rate and steps."""
 
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from scalablevit_pl.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from scalablevit_pl.optim import OptimizerFactory, Schedule, ScheduleFactory, parameter_groups
+
+Interval = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,11 @@ class FitShape:
 
 @dataclass(frozen=True)
 class ResolvedFit:
-    """Optimizer and schedule for the actual size of a fit, and the record of both in plain values."""
+    """Optimizer and schedule for the actual size of a fit, when the schedule advances, and a record in plain values."""
 
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: Schedule
+    interval: Interval
     record: dict[str, Any]
 
 
@@ -86,18 +92,16 @@ def resolve_fit(
     shape: FitShape,
     base_batch_size: int | None = None,
     layer_decay: float = 1.0,
+    interval: Interval | None = None,
+    mode: str = "min",
 ) -> ResolvedFit:
     """Build optimizer and schedule for the actual size of a fit; the arguments are those of `BaseTask`."""
     factor = shape.global_batch / (base_batch_size or shape.global_batch)
     optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor)
     _check_clipping(optimizer, shape)
     peak = peak_rate(optimizer)
-    try:
-        schedule = make_schedule(  # type: ignore[call-arg]
-            optimizer, total_steps=shape.total_steps, steps_per_epoch=shape.steps_per_epoch
-        )
-    except TypeError as error:
-        raise ValueError(f"the schedule must accept (optimizer, total_steps, steps_per_epoch, …): {error}") from error
+    schedule, own_interval = _build_schedule(optimizer, make_schedule, shape, mode)
+    warmup_steps = getattr(schedule, "warmup_steps", 0)
     parameters = list(network.parameters())
     record = {
         "parameters": sum(parameter.numel() for parameter in parameters),
@@ -109,12 +113,12 @@ def resolve_fit(
         "samples_per_epoch": shape.batches_per_epoch * shape.batch_size * shape.processes,
         "steps_per_epoch": shape.steps_per_epoch,
         "total_steps": shape.total_steps,
-        "warmup_steps": getattr(schedule, "warmup_steps", 0),
+        "warmup_steps": warmup_steps if isinstance(warmup_steps, int) else 0,
         "lr": peak,
         "parameter_groups": [_describe(group) for group in optimizer.param_groups],
         "precision": shape.precision,
     }
-    return ResolvedFit(optimizer, schedule, record)
+    return ResolvedFit(optimizer, schedule, interval or own_interval, record)
 
 
 def peak_rate(optimizer: Optimizer) -> float:
@@ -134,6 +138,46 @@ def _build_optimizer(groups: list[dict[str, Any]], make_optimizer: OptimizerFact
     if not 0.0 <= peak < math.inf:
         raise ValueError(f"the learning rate must be finite and not negative, got {peak}")
     return optimizer
+
+
+def _build_schedule(
+    optimizer: Optimizer, make_schedule: ScheduleFactory, shape: FitShape, mode: str
+) -> tuple[Schedule, Interval]:
+    """Build the schedule, with those numbers of steps that its signature names; one that names none is per epoch."""
+    made: Any = make_schedule
+    while isinstance(made, partial):  # the last argument of jsonargparse's partial is the class
+        made = made.args[-1] if made.args else made.func
+    known = {"total_steps": shape.total_steps, "steps_per_epoch": shape.steps_per_epoch}
+    named = known.keys() & inspect.signature(made).parameters.keys()
+    given = getattr(make_schedule, "keywords", {})
+    arguments: dict[str, Any] = {name: known[name] for name in named if given.get(name) is None}
+    if made is ReduceLROnPlateau:
+        arguments["mode"] = mode
+    if isinstance(made, type) and issubclass(made, Scheduler):  # it multiplies by lr_scale itself
+        for group in optimizer.param_groups:
+            group["lr"] /= group.get("lr_scale", 1.0)
+    try:
+        schedule = make_schedule(optimizer, **arguments)  # type: ignore[call-arg]
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"the schedule {getattr(made, '__name__', made)} rejects its settings: {error}") from error
+    by_step = bool(named) or not getattr(schedule, "t_in_epochs", True)
+    return schedule, "step" if by_step else "epoch"
+
+
+def advance(schedule: Schedule, epochs: int, steps: int) -> None:
+    """Advance a schedule that does not follow a metric after a number of epochs or of steps."""
+    if isinstance(schedule, Scheduler):
+        schedule.step(epochs) if schedule.t_in_epochs else schedule.step_update(steps)
+    elif not isinstance(schedule, ReduceLROnPlateau):
+        schedule.step()
+
+
+def advance_by_metric(trainer: pl.Trainer, name: str) -> None:
+    """Advance a schedule that follows a metric after a validation of a fit."""
+    if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(trainer.callback_metrics[name])
 
 
 def _check_clipping(optimizer: Optimizer, shape: FitShape) -> None:

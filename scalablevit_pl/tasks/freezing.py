@@ -1,4 +1,4 @@
-"""Parts of a network that a training leaves as they are."""
+"""Prepare a network for a training: parts that it leaves as they are, and gradient checkpointing."""
 
 import difflib
 from collections.abc import Sequence
@@ -45,3 +45,14 @@ def _check_name(network: nn.Module, name: str) -> None:
         near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
         remedy = f"did you mean {near[0]!r}?" if near else "omit it"
         raise ValueError(f"freeze names {name!r}, which {reason}: {remedy}")
+
+
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Switch gradient checkpointing on."""
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError) as error:  # all three occur in timm
+        raise ValueError(
+            f"{type(network).__name__} does not support grad_checkpointing: switch it off, and save memory by a "
+            "smaller --data.batch_size with more --trainer.accumulate_grad_batches"
+        ) from error

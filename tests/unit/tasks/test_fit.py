@@ -17,9 +17,10 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rate_processes import in_a_process, trace
 from small_tasks import Recorder, Scores, course, make_images, make_samples, nano, swin, twins
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from scalablevit_pl.optim import WarmupCosineSchedule
@@ -108,10 +109,49 @@ def test_a_learning_rate_out_of_range_is_refused(rate: float, message: str) -> N
         ClassificationTask(Scores(), optimizer=partial(SGD, lr=rate)).resolve(SHAPE)
 
 
-def test_a_schedule_of_another_signature_is_refused() -> None:
-    task = ClassificationTask(Scores(), schedule=partial(StepLR, step_size=2))
-    with pytest.raises(ValueError, match=r"the schedule must accept \(optimizer, total_steps, steps_per_epoch"):
-        task.resolve(SHAPE)
+def test_a_schedule_that_rejects_its_settings_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^the schedule StepLR rejects its settings: .*'step_size'"):
+        ClassificationTask(Scores(), schedule=StepLR).resolve(SHAPE)
+    with pytest.raises(ValueError, match=r"^the schedule OneCycleLR rejects its settings: .*float"):
+        ClassificationTask(Scores(), schedule=partial(OneCycleLR, max_lr=0.1, pct_start=2.0)).resolve(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted", "interval"),
+    [
+        (partial(StepLR, step_size=2), None, "epoch"),
+        (partial(StepLR, step_size=2), "step", "step"),
+        (partial(OneCycleLR, max_lr=0.1), None, "step"),
+        (partial(CosineLRScheduler, t_initial=2), None, "epoch"),
+        (partial(CosineLRScheduler, t_initial=2, t_in_epochs=False), None, "step"),
+        (SCHEDULE, None, "step"),
+    ],
+)
+def test_a_schedule_advances_by_step_if_it_knows_the_steps_else_by_epoch(
+    schedule: Any, wanted: Any, interval: str
+) -> None:
+    fit = ClassificationTask(Scores(), schedule=schedule, schedule_interval=wanted).resolve(SHAPE)
+    assert (fit.interval, fit.record["warmup_steps"]) == (interval, 0)
+
+
+def test_a_schedule_gets_the_number_of_steps_that_it_is_not_given() -> None:
+    by_default = ClassificationTask(Scores(), schedule=partial(OneCycleLR, max_lr=0.1)).resolve(SHAPE)
+    given = ClassificationTask(Scores(), schedule=partial(OneCycleLR, max_lr=0.1, total_steps=50)).resolve(SHAPE)
+    assert (by_default.schedule.total_steps, given.schedule.total_steps) == (16, 50)
+
+
+def test_a_plateau_is_one_of_the_monitored_metric() -> None:
+    assert ClassificationTask(Scores(), schedule=ReduceLROnPlateau).resolve(SHAPE).schedule.mode == "max"
+
+
+def test_layers_of_timm_s_schedule_are_scaled_once() -> None:
+    network, schedule = timm.create_model("test_resnet", num_classes=7), partial(CosineLRScheduler, t_initial=10)
+    fit = resolve_fit(network, partial(AdamW, lr=0.1), schedule, SHAPE, 4, layer_decay=0.5)
+    scales = [group.get("lr_scale", 1.0) for group in fit.optimizer.param_groups]
+    assert min(scales) < 0.1
+    assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx([0.2 * scale for scale in scales])
+    fit.schedule.step(5)
+    assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx([0.1 * scale for scale in scales])
 
 
 @pytest.mark.parametrize("size", [0, -512])
@@ -348,6 +388,49 @@ def test_layers_keep_their_rates_in_a_resumed_training(make_trainer: MakeTrainer
     assert len({group["lr_scale"] for group in trainer.optimizers[0].param_groups}) == 8
     after = resumed.network.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in whole.network.state_dict().items())
+
+
+# Schedules of torch and timm: eight batches of two, four epochs of them.
+
+COSINE = [0.05 * (1.0 + math.cos(math.pi * step / 4)) for step in range(8)]
+RATES: dict[str, tuple[Any, list[float]]] = {
+    "torch, by epoch": (partial(StepLR, step_size=2), [0.1] * 8 + [0.01] * 8),
+    "torch, by step": (
+        partial(OneCycleLR, max_lr=0.1, pct_start=0.5, anneal_strategy="linear", final_div_factor=1.0),
+        [],
+    ),
+    "timm, by epoch": (partial(CosineLRScheduler, t_initial=4), [COSINE[step // 4] for step in range(16)]),
+    "timm, by step": (
+        partial(CosineLRScheduler, t_initial=16, t_in_epochs=False),
+        [0.05 * (1.0 + math.cos(math.pi * step / 16)) for step in range(16)],
+    ),
+    # The accuracy never changes: the first validation is the best, and the rate falls after the third and the fourth.
+    "metric": (partial(ReduceLROnPlateau, patience=1), [0.1] * 12 + [0.01] * 4),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_schedules_of_torch_and_timm_have_the_same_rates_in_a_resumed_training(
+    name: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    schedule, expected = RATES[name]
+
+    def fit(path: Path | None, *callbacks: pl.Callback) -> list[float]:
+        task = ClassificationTask(Scores(), partial(SGD, lr=0.1), schedule, None)
+        task.network.weight.requires_grad_(False)
+        task.network.bias.data[0] = 1e3  # the answer stays the same
+        recorder = Recorder()
+        trainer = make_trainer(max_epochs=4, callbacks=[recorder, *callbacks])
+        trainer.fit(task, loader(16), loader(8), ckpt_path=path)
+        return [rates[0] for rates in recorder.rates]
+
+    if not expected:  # up from a 25th and down again
+        expected = [0.1 * (0.04 + 0.96 * (1.0 - abs(step - 7.0) / (7.0 if step < 7 else 8.0))) for step in range(16)]
+    rates = fit(None)
+    assert rates == pytest.approx(expected, rel=1e-6)
+    half = tmp_path / "half.ckpt"
+    first = fit(None, Stopper(half))
+    assert first + fit(half) == rates
 
 
 # The rate of a resumed training, accumulated and on two processes.
