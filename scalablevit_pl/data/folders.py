@@ -9,7 +9,7 @@ from typing import NamedTuple
 import datasets
 
 from scalablevit_pl.data.splits import SPLIT_FOLDERS, split_named
-from scalablevit_pl.preprocessing.decoding import IMAGE_SUFFIXES
+from scalablevit_pl.preprocessing.decoding import is_image_file
 from scalablevit_pl.text import listed, nfc
 
 
@@ -49,7 +49,7 @@ def _list_into(found: ImageList, folder: Path, read: set[Path]) -> None:
         if _hidden(entry.name):
             continue
         if target.is_file():
-            if _is_image(path):
+            if is_image_file(path):
                 found.paths.append(path)
                 found.folders.add(folder)
             else:
@@ -65,10 +65,6 @@ def _list_into(found: ImageList, folder: Path, read: set[Path]) -> None:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _kind(path: Path) -> str:
@@ -138,7 +134,7 @@ def _files_of_classes(folder: Path) -> tuple[list[LabelledFile], Counter[str]]:
 def _loose_files(folder: Path) -> Counter[str]:
     """Count the files beside class folders or split folders."""
     files = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
-    return Counter(f"loose {_kind(path)}" if _is_image(path) else _kind(path) for path in files)
+    return Counter(f"loose {_kind(path)}" if is_image_file(path) else _kind(path) for path in files)
 
 
 def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:

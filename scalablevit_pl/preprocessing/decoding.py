@@ -1,17 +1,25 @@
 """From an encoded image to RGB."""
 
+import contextlib
+import importlib
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-# Pillow's names of these formats. Others, such as PostScript, start programs to decode an image.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow's names of the formats that are read, and HEIF, which pillow-heif adds. The others start programs to decode an
+# image (EPS, WMF), have no decoder (BUFR, GRIB, HDF5, MPEG), contain measurements or metadata (FITS, MCIDAS, SPIDER,
+# IPTC), or accept files of other kinds because they have no signature (IM, IMT, PCD).
+# fmt: off
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF", "JPEG2000", "PSD", "ICO", "ICNS", "CUR", "PCX",
+    "DCX", "DDS", "BLP", "FTEX", "QOI", "SGI", "SUN", "PIXAR", "MSP", "XBM", "XPM", "GBR", "FLI", "TGA", "DIB",
+)
+# fmt: on
 
 
 class UnreadableImageError(ValueError):
@@ -45,6 +53,39 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
         raise UnreadableImageError(f"cannot read {name}: {error}; repair or delete it") from error
 
 
+@cache
+def _installed() -> tuple[str, ...]:
+    """Return which of the formats can be read on this machine."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def _known_suffixes() -> dict[str, bool]:
+    """Return the suffixes of files that Pillow knows, and whether such files are read."""
+    formats = _installed()
+    return {suffix: name in formats or name == "MPO" for suffix, name in Image.registered_extensions().items()}
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is an image by its suffix, or by its first bytes if Pillow does not know the suffix."""
+    known = _known_suffixes().get(path.suffix.lower())
+    if known is not None:
+        return known
+    accepts = [accept for _, accept in map(Image.OPEN.__getitem__, _installed()) if accept is not None]
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if not any(accept(start) for accept in accepts):
+            return False
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_installed()):
+            return True
+    except Exception:  # Pillow's decoders raise many types
+        return False
+
+
 def _open(source: bytes | str | Path) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # some libraries set this global, with which half an image passes for whole
         ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -52,7 +93,7 @@ def _open(source: bytes | str | Path) -> Image.Image:
     if not content:
         raise ValueError("it is empty")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_installed())
     except UnidentifiedImageError as error:
         raise ValueError("it is not an image of a known format") from error
     image.load()

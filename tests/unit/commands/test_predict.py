@@ -38,6 +38,12 @@ def test_images_are_found_below_folders_and_taken_as_given(photos: Path, monkeyp
     assert found == ["x.data", "b/0.bmp", "b/1.PNG", "b/2.jpg", "b/5.gif", "b/deep/3.webp", "a/4.jpeg", "b/2.jpg"]
 
 
+def test_files_that_are_left_out_are_logged(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (photos / "b/gone.jpg").symlink_to("nowhere")
+    find_images([Path("b"), Path("a")])
+    assert caplog.messages == ["left out of b: 1 dangling link, 1 .txt"]
+
+
 @pytest.mark.parametrize(("source", "problem"), [("missing.jpg", "does not exist"), ("empty", "holds no images")])
 def test_a_source_without_images_is_named(source: str, problem: str, photos: Path) -> None:
     with pytest.raises(ValueError, match=f"'{source}' {problem}: give image files or folders"):

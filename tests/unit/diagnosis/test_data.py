@@ -1,4 +1,21 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
+
+from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.diagnosis import data
+
+
+def test_files_that_are_left_out_are_a_warning(tmp_path: Path) -> None:
+    for name in ("train/cat/1", "train/dog/2", "val/cat/3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    (tmp_path / "val/cat/4.heic").write_text("no image")
+    examination = data.DataExamination(ClassificationDataModule(str(tmp_path)), SimpleNamespace(download=False))
+    splits, files = examination.check_splits(1)
+    assert (splits.status, splits.text) == ("ok", "images: train 2, val 1")
+    assert (files.status, files.text) == ("warn", "left out: 1 .heic")
 
 
 def test_a_sample_is_spread_over_all_images() -> None:

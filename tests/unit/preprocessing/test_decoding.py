@@ -1,13 +1,17 @@
 import io
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import GifImagePlugin, Image, ImageFile
 
-from scalablevit_pl.preprocessing import UnreadableImageError, decode_image, open_image
+from scalablevit_pl.preprocessing import UnreadableImageError, decode_image, decoding, open_image
+from scalablevit_pl.preprocessing.decoding import is_image_file
 
 PIXELS = np.random.RandomState(0)
 TURNS = {
@@ -224,3 +228,72 @@ def test_images_are_opened_from_every_type(tmp_path: Path) -> None:
 def test_other_types_are_rejected_with_the_accepted_ones(source: Any) -> None:
     with pytest.raises(ValueError, match=r"is not an image: give a path, a PIL image, or an array \(H, W\)"):
         open_image(source)
+
+
+PICTURES = "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP"
+
+
+@pytest.mark.parametrize("kind", PICTURES.split())
+def test_formats_decode_as_pillow_does(kind: str) -> None:
+    content = encode(noise(32, 32), kind)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert_decodes_to(content, np.asarray(opened.convert("RGB")))
+
+
+def test_a_known_suffix_decides_without_a_look_at_the_file() -> None:
+    for name in ("x.jpg", "x.JFIF", "x.jpe", "x.mpo", "x.pgm", "x.avif", "x.apng", "x.tga"):
+        assert is_image_file(Path(name)), name
+    for name in ("x.eps", "x.pdf", "x.WMF", "x.h5", "x.mpg"):
+        assert not is_image_file(Path(name)), name
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "AVIF"])
+def test_the_first_bytes_decide_for_other_suffixes(kind: str, tmp_path: Path) -> None:
+    for name in ("image", "image.img", "image.0001"):
+        (tmp_path / name).write_bytes(encode(noise(8, 8), kind))
+        assert is_image_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG", b"P1 results\n1 2 3\n", b"GIF89a" + bytes(9), bytes(99)], ids=repr
+)
+def test_other_files_are_not_images(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.dat").write_bytes(content)
+    assert not is_image_file(tmp_path / "x.dat")
+    assert not is_image_file(tmp_path / "missing.dat")
+
+
+@pytest.fixture
+def no_known_formats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget which formats are installed, before and after the test."""
+    caches = (decoding._installed, decoding._known_suffixes)
+    for registry in ("OPEN", "EXTENSION"):
+        monkeypatch.setattr(Image, registry, dict(getattr(Image, registry)))
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_pillow_heif_is_used_where_it_is_installed(
+    no_known_formats: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def register() -> None:
+        Image.init()
+        Image.register_open("HEIF", GifImagePlugin.GifImageFile, lambda start: start.startswith(b"GIF"))
+        Image.register_extension("HEIF", ".heic")
+
+    monkeypatch.setattr(decoding, "FORMATS", ("PNG", "HEIF"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    image = noise(8, 8).quantize(16)
+    assert_decodes_to(encode(image, "GIF"), np.asarray(image.convert("RGB")))
+    assert is_image_file(Path("x.heic"))
+
+
+def test_without_pillow_heif_its_files_are_not_read(
+    no_known_formats: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it raises ImportError
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    assert not is_image_file(tmp_path / "x.heic")
