@@ -1,6 +1,7 @@
 """What validate, test and predict leave in the run folder: metrics, predictions and pictures."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,7 +80,15 @@ class EvaluationReport(pl.Callback):
             "processes": trainer.world_size,
         }
         save_json(metrics | circumstances, self.folder / f"{part}.json")
+        sys.stdout.write(table(metrics))
         return metrics
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """Return metrics line by line, with four digits; numbers of samples are whole."""
+    texts = {name: f"{value:,.0f}" if name.endswith("/samples") else f"{value:.4f}" for name, value in metrics.items()}
+    widths = [max(map(len, column)) for column in zip(*texts.items(), strict=True)]
+    return "".join(f"{name:<{widths[0]}}  {text:>{widths[1]}}\n" for name, text in texts.items())
 
 
 class PredictionWriter(pl.Callback):

@@ -1,6 +1,6 @@
-"""Progress bar of a training."""
+"""Progress of a command: a bar in a terminal, and one line for each epoch."""
 
-import sys
+import logging
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -9,69 +9,101 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from scalablevit_pl.callbacks.throughput import Throughput
 
-
-class LineEnd(pl.Callback):
-    """End the line of a progress bar that an error interrupts, so that the message starts on a new line."""
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write a line end after the bar."""
-        bar = trainer.progress_bar_callback
-        if bar is not None and getattr(bar, "is_enabled", True):
-            sys.stderr.write("\n")
+logger = logging.getLogger(__name__)
 
 
-class TrainingBar(TQDMProgressBar):
-    """Show the epoch's batches, the last loss and metrics, images per second, the wait for data, and the time left.
+class Bar(Tqdm):
+    """A bar on standard error that is only drawn in a terminal, and erased at its end."""
+
+    def __init__(self, shown: bool, **options: Any) -> None:
+        disable = None if shown else True  # None: unless standard error is a terminal
+        super().__init__(disable=disable, leave=False, position=0, delay=0, dynamic_ncols=True, **options)
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """Set the text before the bar, without a number of the only loader."""
+        super().set_description((desc or "").removesuffix(" DataLoader 0"), refresh)
+
+
+class Progress(TQDMProgressBar):
+    """Show a bar with images per second, the wait for data and the time left, and log a line after each epoch.
 
     Args:
-        throughput: Measures the speed.
+        throughput: Measures the speed of a training.
     """
 
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
         self.throughput = throughput
-        self.epoch_metrics: dict[str, str] = {}
+        self.finished: int | None = None
+        self.validation: dict[str, float] = {}
 
-    def init_train_tqdm(self) -> Tqdm:
-        """Build the training bar without the time of an epoch: that of the run is shown."""
-        bar = super().init_train_tqdm()
-        bar.bar_format = "{desc}{bar} {n_fmt}/{total_fmt}{postfix}"
-        return bar
+    def init_train_tqdm(self) -> Bar:
+        """Build the bar of an epoch without its time: that of the run is shown."""
+        return Bar(self.is_enabled, desc="Training", bar_format="{desc}{bar} {n_fmt}/{total_fmt}{postfix}")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Update the validation metrics."""
-        self._read_metrics(trainer, pl_module)
-        super().on_validation_end(trainer, pl_module)
+    def init_sanity_tqdm(self) -> Bar:
+        """Build the bar of all other loops over batches."""
+        return Bar(self.is_enabled, smoothing=0, bar_format=self.BAR_FORMAT)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Update the epoch's averages."""
-        self._read_metrics(trainer, pl_module)
-        super().on_train_epoch_end(trainer, pl_module)
+    init_validation_tqdm = init_test_tqdm = init_predict_tqdm = init_sanity_tqdm
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | Any]:
         """Return the text after the bar. Nothing is read from a GPU, which would have to synchronize."""
-        if trainer.state.fn != "fit":
-            return dict(super().get_metrics(trainer, pl_module))
         speed = self.throughput.speed
         if not speed:
-            return dict(self.epoch_metrics)
+            return {}
         return {
-            **self.epoch_metrics,
             "img/s": f"{speed['speed/images_per_second']:.0f}",
             "wait": f"{speed['speed/data_wait']:.0%}",
             **({"eta": duration(speed["speed/eta_hours"])} if "speed/eta_hours" in speed else {}),
         }
 
-    def _read_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.is_enabled and not trainer.sanity_checking:
-            metrics, task = trainer.progress_bar_metrics, cast("Any", pl_module)
-            shown = {"train/loss": "loss", **{f"val/{name}": name for name in task.shown}}
-            shown |= {f"val_ema/{name}": "ema" for name in task.shown if name == task.monitor}
-            self.epoch_metrics = {
-                short: f"{float(metrics[name]):.{2 if short == 'loss' else 3}f}"
-                for name, short in shown.items()
-                if name in metrics
-            }
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Log the epoch before, whose averages are logged after its last hook, and restart the bar."""
+        self._log_epoch(trainer, *args)
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"Epoch {self._position(trainer, trainer.current_epoch + 1)}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the validation's metrics."""
+        super().on_validation_end(trainer, pl_module)
+        task, metrics = cast("Any", pl_module), trainer.callback_metrics
+        shown = {"val/loss": "val", **{f"val/{name}": name for name in task.shown}, f"val_ema/{task.monitor}": "ema"}
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.validation = {short: float(metrics[name]) for name, short in shown.items() if name in metrics}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.finished = trainer.current_epoch + 1
+
+    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Erase the bar and log the last epoch."""
+        super().on_train_end(trainer, *args)
+        self._log_epoch(trainer, *args)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Erase the bars, so that the message starts on a line of its own."""
+        for bar in [value for value in vars(self).values() if isinstance(value, Bar)]:
+            bar.close()
+
+    def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the finished epoch, if any: its losses and shown metrics, speed and remaining time."""
+        if self.finished is None:
+            return
+        loss = trainer.callback_metrics.get("train/loss")
+        metrics = ({} if loss is None else {"loss": float(loss)}) | self.validation
+        speed = self.get_metrics(trainer, pl_module)
+        texts = [f"{name} {value:.3f}" for name, value in metrics.items()]
+        texts += [f"{speed['img/s']} img/s"] if speed else []
+        texts += [f"eta {speed['eta']}"] if "eta" in speed else []
+        logger.info("epoch %s: %s", self._position(trainer, self.finished), ", ".join(texts))
+        self.finished, self.validation = None, {}
+
+    @staticmethod
+    def _position(trainer: pl.Trainer, epoch: int) -> str:
+        epochs = trainer.max_epochs
+        return f"{epoch}/{epochs}" if epochs is not None and epochs > 0 else str(epoch)
 
 
 def duration(hours: float) -> str:

@@ -2,10 +2,9 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
-
-logger = logging.getLogger("scalablevit_pl")
 
 # Warnings of Lightning and torch that do not concern our users.
 IGNORED = (
@@ -17,21 +16,41 @@ IGNORED = (
     "The '.*' does not have many workers",
     "predict returned None",  # for a batch of unreadable images
     r"Found \d+ module\(s\) in eval mode",  # the frozen ones
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # epochs are logged in any case
+)
+# Beginnings of Lightning's messages that repeat ours or the command.
+REPEATED = re.compile(
+    "💡|(GPU|TPU) available|Seed set to|Restoring states|Restored all|Loaded model weights|`Trainer.fit` stopped: `max_"
 )
 
 
+class Console(logging.Handler):
+    """Write messages to standard error, above a progress bar; those of the first process, and errors of all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a message is shown."""
+        return record.levelno >= logging.ERROR or (is_first_process() and not REPEATED.match(record.getMessage()))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        from tqdm import tqdm  # a tenth of a second that commands without messages do not need
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def show_log() -> None:
-    """Write the package's messages to standard error, and hide messages that do not help its users."""
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.addFilter(lambda record: record.levelno >= logging.ERROR or is_first_process())
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-            lambda record: not record.getMessage().startswith(("💡", "TPU available"))
-        )
+    """Write messages to standard error, and hide messages and progress bars that do not help users."""
+    logging.getLogger("scalablevit_pl").setLevel(logging.INFO)
+    if not any(isinstance(handler, Console) for handler in logging.getLogger().handlers):
+        console = Console()
+        for name in ("", "lightning.pytorch", "lightning.fabric"):  # with one at the root, these add none of their own
+            logging.getLogger(name).addHandler(console)
+            logging.getLogger(name).propagate = False  # to the one of `lightning`, which adds its own in any case
     for message in IGNORED:
         warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("TQDM_DELAY", "2")  # seconds: reading a small data set shows no bar
+    if not (is_first_process() and sys.stderr.isatty()):
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def is_first_process() -> bool:

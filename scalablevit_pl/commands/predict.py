@@ -1,7 +1,6 @@
 """`predict` on image files: run a trained network on them."""
 
 import argparse
-import contextlib
 import logging
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.callbacks.evaluation import PredictionWriter
-from scalablevit_pl.callbacks.progress import LineEnd
+from scalablevit_pl.callbacks.progress import Progress
+from scalablevit_pl.callbacks.throughput import Throughput
 from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.commands.console import fail
 from scalablevit_pl.data.folders import describe_files, list_images
@@ -46,10 +46,9 @@ def predict_files(options: list[str]) -> int:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[LineEnd(), writer],
+        callbacks=[Progress(Throughput()), writer],
     )
-    with contextlib.redirect_stdout(sys.stderr):  # Lightning's progress bar must not end up in the table
-        trainer.predict(task, loader, return_predictions=False)
+    trainer.predict(task, loader, return_predictions=False)
     if not writer.unreadable:
         return 0
     for line in writer.unreadable:

@@ -29,7 +29,10 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
         trainer = make_trainer(parsed, start, built, command_line)
         run: Any = getattr(trainer, parsed.command)
         # Checkpoints are read as data: no code in them runs.
-        run(built.model, datamodule=built.data, ckpt_path=parsed.config.ckpt_path, weights_only=True)
+        options = {"datamodule": built.data, "ckpt_path": parsed.config.ckpt_path, "weights_only": True}
+        if parsed.command in ("validate", "test"):
+            options["verbose"] = False  # the report writes the table
+        run(built.model, **options)
     return trainer
 
 

@@ -14,7 +14,7 @@ from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWrit
 from scalablevit_pl.callbacks.guard import LossGuard, SharedEnd, UnreadableList
 from scalablevit_pl.callbacks.initialization import SameStart, StartFromWeights
 from scalablevit_pl.callbacks.metrics_log import MetricsLog
-from scalablevit_pl.callbacks.progress import LineEnd, TrainingBar
+from scalablevit_pl.callbacks.progress import Progress
 from scalablevit_pl.callbacks.run_record import RunRecord
 from scalablevit_pl.callbacks.throughput import Throughput
 from scalablevit_pl.experiment.parsing import ParsedExperiment
@@ -28,15 +28,15 @@ def make_trainer(parsed: ParsedExperiment, start: StartingPoint, built: Namespac
     if settings["enable_model_summary"] is None:
         settings["enable_model_summary"] = False  # one line of the run record has what matters of it
     built.ema.choose(parsed.config.get("average"))
+    throughput = Throughput()
+    if settings["enable_progress_bar"] is not False and not any(isinstance(own, ProgressBar) for own in callbacks):
+        callbacks.append(Progress(throughput))
     callbacks += [built.ema, *_common_callbacks(parsed, start, command_line)]
     if parsed.command == "fit":
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpointIO())
         settings["logger"] = loggers(parsed.folder, start, settings["logger"])
-        throughput = Throughput()
         callbacks += [LossGuard(parsed.folder), throughput]
-        if settings["enable_progress_bar"] is not False and not any(isinstance(own, ProgressBar) for own in callbacks):
-            callbacks.append(TrainingBar(throughput))
         if settings["enable_checkpointing"] is not False:
             callbacks.append(built.checkpoint)
     else:
@@ -52,7 +52,7 @@ def _common_callbacks(parsed: ParsedExperiment, start: StartingPoint, command_li
     stored = start.record
     if weights is not None and parsed.command != "fit":  # a fit may use other classes than those of the weights
         stored = {"class_names": weights.class_names, "preprocessing": weights.preprocessing.to_dict()}
-    callbacks: list[pl.Callback] = [SameStart(source, start.step), LineEnd(), UnreadableList(folder), SharedEnd()]
+    callbacks: list[pl.Callback] = [SameStart(source, start.step), UnreadableList(folder), SharedEnd()]
     callbacks.append(RunRecord(folder, parsed.record(), stored, command_line))
     return callbacks if weights is None else [*callbacks, StartFromWeights(weights, parsed.config.weights)]
 

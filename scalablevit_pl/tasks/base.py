@@ -282,8 +282,11 @@ class BaseTask(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore these sums: each process its own, or the first one all of them if the number of processes changed."""
+        metrics = self._training_metrics()
         for name, states in checkpoint.get(AVERAGES, {}).items():
-            metric = self._training_metrics()[name]
+            if name not in metrics:  # an earlier version logged top-5 accuracy of few classes
+                continue
+            metric = metrics[name]
             _mark_updated(metric)
             for state, sums in states.items():
                 if len(sums) == self.trainer.world_size:

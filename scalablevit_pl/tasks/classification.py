@@ -20,7 +20,8 @@ TOP = 5
 class ClassificationTask(BaseTask):
     """Train and evaluate an image classifier.
 
-    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1;
+    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1, without `top5`
+    of five classes or fewer;
     `{val,test}/ece`, the calibration error, and `{val,test}/samples`. With mixed labels `train/top1` compares with the
     heaviest class.
 
@@ -87,10 +88,10 @@ class ClassificationTask(BaseTask):
 
     def metrics(self, part: Part) -> dict[str, Metric]:
         """Build accuracies for training; loss, accuracies and calibration error for evaluation."""
-        top = min(TOP, self.num_classes)
+        tops = (1, TOP) if self.num_classes > TOP else (1,)
         if part == "train":
-            return {"top1": self._accuracy(1), "top5": self._accuracy(top)}
-        return {"averages": SampleAverages(top), "ece": CalibrationError()}
+            return {f"top{top}": self._accuracy(top) for top in tops}
+        return {"averages": SampleAverages(tops), "ece": CalibrationError()}
 
     def _accuracy(self, top: int) -> Metric:
         # The datamodule has checked the labels; doing so for each batch would make a GPU wait.
@@ -101,8 +102,9 @@ class ClassificationTask(BaseTask):
         label = batch["label"]
         if "averages" not in metrics:
             hard_label = label.argmax(dim=1) if label.ndim == 2 else label
-            metrics["top1"].update(output, hard_label)
-            metrics["top5"].update(output, hard_label)
+            for name in ("top1", "top5"):
+                if name in metrics:
+                    metrics[name].update(output, hard_label)
             return
         logits = output.float()
         metrics["averages"].update(logits, label)

@@ -1,6 +1,6 @@
 """Sums over the samples of an evaluation, the same on any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -51,32 +51,32 @@ class SampleCount(SampleSums):
 
 
 class SampleAverages(SampleSums):
-    """Mean cross-entropy, top-1 and top-k accuracy over samples; a NaN loss makes the mean NaN.
+    """Mean cross-entropy and top-k accuracies over samples; a NaN loss makes the mean NaN.
 
     Args:
-        top: Number of most probable classes that count as an answer for the second accuracy, called `top5`.
+        tops: For each accuracy `topK`, the number K of most probable classes that count as an answer.
     """
 
     losses: Tensor
     hits: Tensor
     samples: Tensor
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, tops: Sequence[int]) -> None:
         super().__init__()
-        self.top = top
+        self.tops = tops
         self.add_sum("losses")
-        self.add_sum("hits", 2)
+        self.add_sum("hits", len(tops))
         self.add_sum("samples")
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Add a batch of logits `(B, K)` and labels `(B,)`."""
         losses = F.cross_entropy(logits, label, reduction="none").to(SUM_DTYPE)
-        hits = logits.topk(self.top, dim=1).indices == label[:, None]
+        hits = logits.topk(max(self.tops), dim=1).indices == label[:, None]
         self.losses = self.losses + losses.sum()
-        self.hits = self.hits + torch.stack([hits[:, 0].sum(), hits.sum()]).to(SUM_DTYPE)
+        self.hits = self.hits + torch.stack([hits[:, :top].sum() for top in self.tops]).to(SUM_DTYPE)
         self.samples = self.samples + len(label)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `loss`, `top1` and `top5`."""
-        top1, top5 = self.hits / self.samples
-        return {"loss": self.losses / self.samples, "top1": top1, "top5": top5}
+        """Return `loss` and `topK` for each K."""
+        accuracies = zip(self.tops, self.hits / self.samples, strict=True)
+        return {"loss": self.losses / self.samples, **{f"top{top}": value for top, value in accuracies}}

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import pytest
 import torch
 
-from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter, check_count
+from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter, check_count, table
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.tasks import MetricInfo, Report, ReportData
 
@@ -150,6 +150,14 @@ def test_the_writer_writes_to_an_open_file() -> None:
     out = io.StringIO()
     evaluate(PredictionWriter(out), make_trainer(), make_task())
     assert json.loads(out.getvalue())[0] == ["from", "the", "data"]
+
+
+def test_a_table_has_four_digits_and_whole_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table({"test/iou": 0.123456, "test_ema/samples": 10000.0}) == (
+        "test/iou          0.1235\ntest_ema/samples  10,000\n"
+    )
+    evaluate(EvaluationReport(tmp_path, {}), make_trainer(), make_task())
+    assert capsys.readouterr().out == "test/iou      0.5000\ntest/samples       3\ntest_ema/iou  0.7500\n"
 
 
 def count_trainer(counted: int, limit: float, max_unreadable: int = 0) -> Any:

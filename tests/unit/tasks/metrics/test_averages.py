@@ -9,7 +9,7 @@ from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleAverages, Sam
 def test_averages_are_over_samples_whatever_the_batches() -> None:
     logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
     label = torch.arange(11) % 7
-    metric = SampleAverages(top=5)
+    metric = SampleAverages((1, 5))
     for part, labels in zip(logits.split(4), label.split(4), strict=True):
         metric.update(part, labels)
     ranks = (logits > logits[range(11), label, None]).sum(dim=1)
@@ -22,7 +22,7 @@ def test_averages_are_over_samples_whatever_the_batches() -> None:
 
 
 def test_a_nan_loss_makes_the_average_nan() -> None:
-    metric = SampleAverages(top=1)
+    metric = SampleAverages((1,))
     metric.update(torch.tensor([[2.0, 1.0], [math.nan, 1.0]]), torch.tensor([0, 0]))
     assert metric.compute()["loss"].isnan()
 
@@ -37,9 +37,9 @@ def test_the_number_of_samples_grows_beyond_single_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_sums_keep_their_type_when_the_network_s_changes(dtype: torch.dtype) -> None:
-    metric = SampleAverages(top=1)
+    metric = SampleAverages((1,))
     metric.hits = metric.hits + 100.5
     torch.nn.ModuleDict({"metric": metric}).to(dtype)
-    assert (metric.hits.dtype, metric.hits.tolist()) == (SUM_DTYPE, [100.5, 100.5])
+    assert (metric.hits.dtype, metric.hits.tolist()) == (SUM_DTYPE, [100.5])
     metric.reset()
-    assert (metric.hits.dtype, metric.hits.tolist()) == (SUM_DTYPE, [0.0, 0.0])
+    assert (metric.hits.dtype, metric.hits.tolist()) == (SUM_DTYPE, [0.0])
