@@ -47,7 +47,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         dataset: A data set's id on the Hub, or a local folder of parquet files or of what `read_folder` loads.
         preprocessing: The evaluation transform and the normalization.
         revision: Commit, tag or branch on the Hub. With a commit, all nodes and later runs get the same data.
-        image_column: Name of the image column; by default the only one of type Image, or else `image`.
+        image_column: Name of the image column; by default the only one that contains images, or else `image`.
         train_split: Split to train on.
         val_split: Split to validate on; by default `validation`, or else a part of the training split.
         test_split: Split to test and predict on.

@@ -16,6 +16,7 @@ from scalablevit_pl.data.imagenet import check_imagenet
 from scalablevit_pl.data.images import Row, Targets
 from scalablevit_pl.data.transforms import Augmentation, BatchMix, LabelledTransform, PatchDraw, erase, train_transform
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.text import nfc
 
 logger = logging.getLogger(__name__)
 
@@ -122,4 +123,4 @@ class ClassificationDataModule(BaseDataModule):
 
 def _class_index(column: str, index_of: dict[str, int], row: Row) -> int:
     label = row[column]
-    return index_of[label] if isinstance(label, str) else int(label)
+    return index_of[nfc(label)] if isinstance(label, str) else int(label)

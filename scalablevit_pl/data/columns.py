@@ -1,19 +1,35 @@
 """Find the columns of images and labels in a data set, and the classes of its labels."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import datasets
 
+from scalablevit_pl.text import nfc
+
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named image column, of type Image or encoded bytes; the only one of type Image; or else `image`."""
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    """Return the named image column, or the only one, or `image` among several.
+
+    Images are columns of type Image; if there are none, structs of `bytes` and `path`, and bytes called `image` or
+    `img`. A named column may contain any bytes.
+    """
+    encoded = [name for name, feature in features.items() if _is_encoded(feature)]
+    images = [name for name in encoded if isinstance(features[name], datasets.Image)]
+    images = images or [name for name in encoded if isinstance(features[name], dict) or name in ("image", "img")]
     column = _only(["image"] if "image" in images else images, named, features, "image")
-    if column not in images and getattr(features[column], "dtype", None) not in ("binary", "large_binary"):
+    if column not in encoded:
         raise ValueError(
-            f"the column {column!r} contains {features[column]}, not images: choose another with --data.image_column"
+            f"the column {column!r} contains {features[column]}, not images: store encoded images as bytes, or choose "
+            "another with --data.image_column"
         )
     return column
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Return whether a column contains encoded images: as written by `datasets`, or by other programs."""
+    content = feature.get("bytes") if isinstance(feature, dict) else feature
+    return isinstance(feature, datasets.Image) or "binary" in (getattr(content, "dtype", None) or "")
 
 
 def find_label_column(features: datasets.Features, named: str | None) -> str:
@@ -39,7 +55,7 @@ def declares_classes(splits: datasets.DatasetDict, column: str) -> bool:
 def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str) -> list[str]:
     """Return the class names in the order of their indices: as declared, or else as found in the training split.
 
-    Found names are sorted. Found whole numbers are their own indices, up to the largest.
+    Found names are sorted. Found whole numbers are their own indices, up to the largest. Booleans are `False`, `True`.
     """
     feature = next(iter(splits.values())).features[column]
     if declares_classes(splits, column):
@@ -47,7 +63,9 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     if isinstance(feature, datasets.Value):  # not a list of labels, for example
         found = [label for label in splits[train_split].unique(column) if label is not None]
         if found and all(isinstance(label, str) for label in found):
-            return sorted(found)
+            return sorted({nfc(label) for label in found})
+        if found and all(isinstance(label, bool) for label in found):
+            return ["False", "True"]
         if found and all(isinstance(label, int) for label in found):
             return [str(index) for index in range(max(found) + 1)]
     raise ValueError(f"label_column {column!r} contains {feature}: expected class names or whole numbers from 0")
@@ -62,11 +80,11 @@ def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: 
             "measured on it: choose another split, for example with --data.test_split, or run `predict`"
         )
     index_of = {name: index for index, name in enumerate(names)}
-    indices = [index_of.get(label) if isinstance(label, str) else label for label in labels]
+    indices = [index_of.get(nfc(label)) if isinstance(label, str) else label for label in labels]
     wrong = [row for row, index in enumerate(indices) if index is None or not 0 <= index < len(names)]
     if wrong:
         raise ValueError(
             f"the label {labels[wrong[0]]!r} of row {wrong[0]} of split {split!r} is not one of the {len(names)} "
             f"classes ({len(wrong)} such rows): correct them, or choose a split that has labels"
         )
-    return [index for index in indices if index is not None]
+    return [int(index) for index in indices if index is not None]

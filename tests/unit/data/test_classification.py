@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from datamodules import PLAIN, SMALL, encoded, finished, indices, make_data, make_trainer, transformed
@@ -50,6 +51,27 @@ def test_classes_without_a_declaration_come_from_the_training_split(stage: str, 
     loader = data.val_dataloader() if stage == "fit" else data.test_dataloader()
     expected = [2, 0, 1, 0] if stage == "fit" else [1, 0]
     assert [label for batch in loader for label in batch["label"].tolist()] == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("struct", "labels", "names"),
+    [(True, [0, 1, 1, 0], ["0", "1"]), (False, pandas.Categorical(list("abba")), ["a", "b"])],
+    ids=["structs and numbers", "bytes and categories"],
+)
+def test_parquet_files_of_pandas_are_read(
+    struct: bool, labels: Any, names: list[str], streaming: bool, tmp_path: Path
+) -> None:
+    images = [encoded(Image.new("RGB", (9, 9), (shade, shade, shade))) for shade in (0, 85, 170, 255)]
+    rows = [{"bytes": content, "path": None} for content in images] if struct else images
+    for split in ("train", "validation"):
+        pandas.DataFrame({"image": rows, "label": labels}).to_parquet(tmp_path / f"{split}.parquet")
+    data = make_data(tmp_path, streaming=streaming, batch_size=4, augmentation=None)
+    assert data.class_names == names
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        (batch,) = loader
+        found = zip(batch["image"][:, 0, 0, 0].tolist(), batch["label"].tolist(), strict=True)
+        assert sorted(found) == [(0, 0), (85, 1), (170, 1), (255, 0)]
 
 
 def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:

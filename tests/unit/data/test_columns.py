@@ -6,7 +6,9 @@ import pytest
 from scalablevit_pl.data.columns import find_class_names, find_image_column, find_label_column, label_indices
 
 IMAGE, NAMES = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"])
-TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
+TEXT, NUMBER, TRUTH = datasets.Value("string"), datasets.Value("int64"), datasets.Value("bool")
+BYTES = datasets.Value("binary")
+STRUCT = {"bytes": datasets.Value("large_binary"), "path": datasets.Value("large_string")}
 
 
 def rows_of(labels: list[Any], feature: Any = None) -> datasets.Dataset:
@@ -57,9 +59,11 @@ def test_an_ambiguous_or_missing_column_must_be_chosen(find: Any, columns: dict[
     [
         ([1, 1], datasets.ClassLabel(names=["zebra", "ape"]), ["zebra", "ape"]),
         (["owl", "cat", "owl", None, "ape"], TEXT, ["ape", "cat", "owl"]),
+        (["cafe\u0301", "caf\xe9", "a"], TEXT, ["a", "caf\xe9"]),
         ([3, 0, 3, None], NUMBER, ["0", "1", "2", "3"]),
+        ([True, None], TRUTH, ["False", "True"]),
     ],
-    ids=["declared", "names", "numbers"],
+    ids=["declared", "names", "two forms of a name", "numbers", "booleans"],
 )
 def test_class_names_are_declared_or_found(labels: list[Any], feature: Any, names: list[str]) -> None:
     other = rows_of(labels[:1], feature)
@@ -75,11 +79,17 @@ def test_labels_of_other_types_are_rejected(labels: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "feature"),
-    [([1, 0, 1], NAMES), (["dog", "cat", "dog"], TEXT), ([1, 0, 1], NUMBER)],
-    ids=["declared", "names", "numbers"],
+    [([1, 0, 1], NAMES), (["dog", "cat", "dog"], TEXT), ([1, 0, 1], NUMBER), ([True, False, True], TRUTH)],
+    ids=["declared", "names", "numbers", "booleans"],
 )
 def test_labels_become_indices(labels: list[Any], feature: Any) -> None:
-    assert label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "train") == [1, 0, 1]
+    indices = label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "train")
+    assert indices == [1, 0, 1]
+    assert {type(index) for index in indices} == {int}
+
+
+def test_names_in_another_unicode_form_become_indices() -> None:
+    assert label_indices(rows_of(["cafe\u0301", "caf\xe9"]), "label", ["a", "caf\xe9"], "train") == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +121,33 @@ def test_a_named_image_column_may_contain_encoded_bytes_but_not_labels() -> None
     assert find_image_column(features, "image") == "image"
     with pytest.raises(ValueError, match=r"'label' contains ClassLabel.*, not images"):
         find_image_column(features, "label")
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"label": NUMBER, "image": BYTES}, "image"),
+        ({"img": datasets.Value("large_binary"), "thumb": BYTES}, "img"),
+        ({"image": datasets.Value("binary_view")}, "image"),
+        ({"photo": STRUCT, "label": TEXT}, "photo"),
+        ({"photo": {"bytes": BYTES, "path": datasets.Value("null")}, "hash": BYTES}, "photo"),
+        ({"photo": STRUCT, "image": STRUCT}, "image"),
+        ({"image": BYTES, "photo": IMAGE}, "photo"),
+    ],
+    ids=str,
+)
+def test_images_of_other_programs_are_found(columns: dict[str, Any], found: str) -> None:
+    assert find_image_column(datasets.Features(columns), None) == found
+
+
+@pytest.mark.parametrize(
+    "feature", [TEXT, {"bytes": TEXT}, {"path": TEXT}, datasets.List(datasets.Value("uint8"))], ids=str
+)
+def test_other_columns_are_not_images(feature: Any) -> None:
+    with pytest.raises(ValueError, match="found no image column among"):
+        find_image_column(datasets.Features({"image": feature, "label": NUMBER}), None)
+    with pytest.raises(ValueError, match=r"not images: store encoded images as bytes, or choose another"):
+        find_image_column(datasets.Features({"image": feature, "label": NUMBER}), "image")
 
 
 def test_the_image_column_among_several_is_the_one_called_image() -> None:
