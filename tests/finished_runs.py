@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked_command import LONGEST, ForkedCommand
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -14,13 +15,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for(run: Path, step: int, command: ForkedCommand | subprocess.Popen[str]) -> None:
     """Wait until the run has written the checkpoint of a step."""
-    for _ in range(2400):
+    end = time.monotonic() + LONGEST
+    while time.monotonic() < end:
         steps = [int(path.stem.removeprefix("step=")) for path in run.glob("checkpoints/step=*.ckpt")]
         if max(steps, default=0) >= step:
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert command.poll() is None, command.wait()
         time.sleep(0.05)
     raise TimeoutError(run)
 

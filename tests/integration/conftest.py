@@ -1,16 +1,19 @@
 import multiprocessing
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
-from forked_command import run_command
+from forked_command import PRELOADED, ForkedCommand
 from PIL import Image
 
+from scalablevit_pl.data.source import SAMPLES
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., ForkedCommand]
 QUICK = [
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=3",
@@ -32,38 +35,48 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def scalablevit(environment: dict[str, str]) -> Iterator[Run]:
-    """Run the command as a user does, in its own process and folder.
-
-    The processes are forked from one that has imported what every command imports, which takes far longer than most
-    tests. Those that are started, killed or left alone in another way start Python anew.
-    """
+def start(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start the command as a user does, in its own process and folder."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["scalablevit_pl.experiment.run", "scalablevit_pl.tasks", "scalablevit_pl.data"])
+        context.set_forkserver_preload(PRELOADED)
 
-        def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-            with tempfile.TemporaryDirectory() as folder:
-                streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
-                process = context.Process(target=run_command, args=(words, cwd, *streams))
-                process.start()
-                process.join(300)
-                if process.exitcode is None:
-                    process.kill()
-                    raise subprocess.TimeoutExpired(words, 300)
-                stdout, stderr = (stream.read_text(encoding="utf-8") for stream in streams)
-                return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
+        def start(*words: str, cwd: Path, **variables: str) -> ForkedCommand:
+            return ForkedCommand(context, words, cwd, tmp_path_factory.mktemp("streams"), variables)
 
-        yield run
+        yield start
 
 
 @pytest.fixture(scope="session")
-def trained(scalablevit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scalablevit(start: Start) -> Run:
+    """Run the command to its end."""
+
+    def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return start(*words, cwd=cwd).wait()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 300 training and 100 test images of the shipped sample."""
+    folder = tmp_path_factory.mktemp("data") / "fashion"
+    folder.mkdir()
+    for split, count in (("train", 300), ("test", 100)):
+        table = pyarrow.parquet.read_table(SAMPLES / "fashion_mnist_sample" / f"{split}.parquet")
+        step = len(table) // count
+        pyarrow.parquet.write_table(table.take(list(range(0, count * step, step))), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(scalablevit: Run, fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a run called `first` was trained for three steps."""
     folder = tmp_path_factory.mktemp("work")
-    done = scalablevit("fit", "--config", "recipes/quickstart.yaml", "--run", "first", *QUICK, cwd=folder)
+    words = ["--run", "first", f"--data.dataset={fashion}"]
+    done = scalablevit("fit", "--config", "recipes/quickstart.yaml", *words, *QUICK, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

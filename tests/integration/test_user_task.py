@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finished_runs import assert_equal_runs, metrics, read_csv, wait_for
-from integration.conftest import Run
+from integration.conftest import Run, Start
 from PIL import Image
 from safetensors.torch import load_file
 from toy_segmentation import CLASSES, ToySegmenter, write_shapes
@@ -137,20 +135,13 @@ def test_predict_writes_the_report_without_masks(run: Path, scalablevit: Run) ->
         assert sum(float(row[name]) for name in CLASSES) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_killed_run_resumes_and_ends_bit_equal(run: Path, environment: dict[str, str], scalablevit: Run) -> None:
+def test_a_killed_run_resumes_and_ends_bit_equal(run: Path, start: Start, scalablevit: Run) -> None:
     words = [*FIT, AVERAGED, "--checkpoint.every_steps=1", "--data.num_workers=1", "--run=killed"]
     killed, work = run.parent / "killed", run.parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scalablevit_pl", *words],
-        cwd=work,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(*words, cwd=work)
     wait_for(killed, 2, process)
     process.kill()
-    process.communicate()
+    process.wait()
     done = scalablevit("fit", "--run=killed", "--resume=auto", "--data.num_workers=0", cwd=work)
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stderr

@@ -47,7 +47,7 @@ def test_an_exported_run_is_the_run(released: Path) -> None:
     card = (folder / "README.md").read_text()
     test = json.loads((released / "runs/first/test.json").read_text())
     assert test["test/samples"] == 32
-    assert f"| fashion_mnist_sample, split `test` | 32 | {test['test/top1']:.4f} |" in card
+    assert f"| fashion, split `test` | 32 | {test['test/top1']:.4f} |" in card
     assert "scalablevit fit --config recipes/quickstart.yaml --run first" in card
     assert "scalablevit test --run first" in card
     assert "license: mit" in card
@@ -87,55 +87,59 @@ def test_a_probe_on_other_classes_moves_the_last_layer_alone(
         shutil.move(released / "elsewhere", released / "released")
 
 
-def test_a_run_from_weights_is_evaluated_and_not_what_it_started_from(
-    released: Path, scalablevit: Run, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    words = ("--weights", str(released / "released"), "--data.preprocessing.input_size=32", "--run", str(run))
-    done = scalablevit(*FINETUNE, *words, *QUICK, cwd=released)
+@pytest.fixture(scope="module")
+def finetuned(released: Path, scalablevit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on two processes that started from the folder `released`, and the exported model."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    sizes = ("--data.preprocessing.input_size=32", "--data.preprocessing.crop_pct=1.0")
+    two = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
+    words = ("--weights", str(released / "released"), "--run", str(folder / "run"))
+    done = scalablevit(*FINETUNE, *words, *QUICK, *sizes, *two, cwd=released)
     assert done.returncode == 0, done.stderr
+    assert "preprocessing.input_size was 28 and is 32, as configured" in done.stderr
+    assert "is new" not in done.stderr
+    done = scalablevit("export", str(folder / "run"), str(folder / "model"), cwd=released)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_finetuning_on_the_same_classes_moves_everything_a_little(released: Path, finetuned: Path) -> None:
+    resolved = json.loads((finetuned / "run/resolved.json").read_text())
+    assert resolved["global_batch"] == 32
+    before, after = load_file(released / "released/model.safetensors"), read_run(finetuned / "run")
+    assert after.preprocessing.input_size == 32
+    assert list(after.preprocessing.mean) == [0.286, 0.286, 0.286]
+    for name, tensor in after.tensors.items():
+        assert not torch.equal(tensor, before[name]), name
+        assert torch.allclose(tensor, before[name], atol=5e-3), name
+    exported = load_file(finetuned / "model/model.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in after.tensors.items())
+    scales = [group.get("lr_scale", 1.0) for group in resolved["parameter_groups"]]
+    assert min(scales) < 0.1 < max(scales)
+
+
+def test_a_run_from_weights_is_evaluated_and_not_what_it_started_from(
+    released: Path, finetuned: Path, scalablevit: Run
+) -> None:
+    run = finetuned / "run"
     words = ("--config", str(run / "config.yaml"), "--run", str(run), "--trainer.limit_test_batches=1", *QUICK[4:])
-    done = scalablevit("test", *words, cwd=released)
+    done = scalablevit("test", *words, "--trainer.devices=1", "--trainer.strategy=auto", cwd=released)
     assert done.returncode == 0, done.stderr
     report = json.loads((run / "test.json").read_text())
     assert report["checkpoint"] == str(run / "checkpoints/best.ckpt")
     assert report["preprocessing"]["input_size"] == 32
     assert report["preprocessing"]["mean"] == [0.286, 0.286, 0.286]
-    done = scalablevit("export", str(run), str(tmp_path / "model"), cwd=released)
-    assert done.returncode == 0, done.stderr
-    card = (tmp_path / "model/README.md").read_text()
-    assert str(tmp_path) not in card
+    card = (finetuned / "model/README.md").read_text()
+    assert str(finetuned) not in card
     assert str(released) not in card
     assert "--weights released" in card
 
 
-def test_finetuning_on_the_same_classes_in_two_processes_moves_everything_a_little(
-    released: Path, scalablevit: Run, tmp_path: Path
+def test_a_folder_is_tested_and_predicts_like_its_run(
+    released: Path, scalablevit: Run, photos: Path, fashion: Path
 ) -> None:
-    run = tmp_path / "finetune"
-    sizes = ("--data.preprocessing.input_size=32", "--data.preprocessing.crop_pct=1.0")
-    normal = ("--data.preprocessing.mean=[0.286,0.286,0.286]", "--data.preprocessing.std=[0.353,0.353,0.353]")
-    two = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
-    done = scalablevit(*FINETUNE, "--weights=released", "--run", str(run), *QUICK, *sizes, *normal, *two, cwd=released)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run / "resolved.json").read_text())["global_batch"] == 32
-    assert "preprocessing.input_size was 28 and is 32, as configured" in done.stderr
-    assert "is new" not in done.stderr
-    before, after = load_file(released / "released/model.safetensors"), read_run(run)
-    assert after.preprocessing.input_size == 32
-    for name, tensor in after.tensors.items():
-        assert not torch.equal(tensor, before[name]), name
-        assert torch.allclose(tensor, before[name], atol=5e-3), name
-    done = scalablevit("export", str(run), str(tmp_path / "model"), cwd=released)
-    assert done.returncode == 0, done.stderr
-    exported = load_file(tmp_path / "model/model.safetensors")
-    assert all(torch.equal(tensor, exported[name]) for name, tensor in after.tensors.items())
-    groups = json.loads((run / "resolved.json").read_text())["parameter_groups"]
-    assert min(group.get("lr_scale", 1.0) for group in groups) < 0.1 < max(g.get("lr_scale", 1.0) for g in groups)
-
-
-def test_a_folder_is_tested_and_predicts_like_its_run(released: Path, scalablevit: Run, photos: Path) -> None:
-    recipe = ("--config", "recipes/quickstart.yaml", "--data.num_workers=0", "--data.batch_size=16")
+    data = (f"--data.dataset={fashion}", "--data.num_workers=0", "--data.batch_size=16")
+    recipe = ("--config", "recipes/quickstart.yaml", *data)
     words = ("--weights", "released", "--run", "released_test", "--trainer.limit_test_batches=2")
     done = scalablevit("test", *recipe, *words, "--trainer.enable_progress_bar=false", cwd=released)
     assert done.returncode == 0, done.stderr
