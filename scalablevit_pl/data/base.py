@@ -160,6 +160,10 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         """Load the splits of a local folder without parquet files; by default an error."""
         raise ValueError(f"{str(folder)!r} contains no parquet files: check the path")
 
+    def sample_weights(self) -> torch.Tensor | None:
+        """Return how probable each training image is, in proportion; by default an epoch draws each image once."""
+        return None
+
     def augment_batch(self, batch: Batch) -> Batch:
         """Vary a normalized training batch on the device, with generators seeded by (seed, epoch, batch, rank)."""
         return batch
@@ -262,7 +266,8 @@ class BaseDataModule(pl.LightningDataModule, ABC):
                 f"{remedy}"
             )
         start = self._next_batch()
-        sampler = TrainingSampler(len(images), self.batch_size, processes, rank, run_seed(), self.repeats, *start)
+        options = (self.batch_size, processes, rank, run_seed(), self.repeats, *start)
+        sampler = TrainingSampler(len(images), *options, weights=self.sample_weights())
         # Only these loader processes are kept: between two validations idle ones would occupy memory.
         kept = self.num_workers > 0
         return DataLoader(images, sampler=sampler, drop_last=True, persistent_workers=kept, **self._loader_options())

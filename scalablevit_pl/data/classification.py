@@ -34,6 +34,7 @@ class ClassificationDataModule(BaseDataModule):
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             that a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
+        sampler: With `balanced`, training images are drawn with replacement, and from each class equally often.
         class_order: With `imagenet`, the classes must be ImageNet's in their order, in any spelling.
         **kwargs: Arguments of `BaseDataModule`.
 
@@ -50,12 +51,16 @@ class ClassificationDataModule(BaseDataModule):
         label_column: str | None = None,
         preprocessing: Preprocessing | None = None,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
+        sampler: Literal["balanced"] | None = None,
         class_order: Literal["imagenet"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, preprocessing=preprocessing or Preprocessing(), **kwargs)
+        if sampler is not None and self.streaming:
+            raise ValueError(f"sampler={sampler!r} needs all labels, and a stream has none: set --data.streaming false")
         self.label_column = label_column
         self.augmentation = augmentation
+        self.sampler = sampler
         self.class_order = class_order
         self.left_out = ""
 
@@ -85,6 +90,14 @@ class ClassificationDataModule(BaseDataModule):
 
     def _label_column(self, splits: datasets.DatasetDict) -> str:
         return find_label_column(next(iter(splits.values())).features, self.label_column)
+
+    def sample_weights(self) -> torch.Tensor | None:
+        """Return the inverse size of each training image's class for a balanced sampler."""
+        if self.sampler is None:
+            return None
+        images = self.images["train"]
+        labels = self.labels[images.split][np.asarray(images.indices)]
+        return torch.from_numpy(1.0 / np.bincount(labels)[labels])
 
     def transform(self, training: bool) -> LabelledTransform:
         """Return timm's training transform with the draw of a patch to erase, or the evaluation transform."""

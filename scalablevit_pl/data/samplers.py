@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sized
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from scalablevit_pl.randomness import derive_seed
@@ -43,6 +44,7 @@ class TrainingSampler(DistributedSampler[Any]):
         repeats: How often an image is drawn in an epoch.
         epoch: Epoch to start with.
         batch: Batch of that epoch to start with; earlier ones still count in the length.
+        weights: How probable each image is, in proportion, if images are drawn with replacement; None for a shuffle.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TrainingSampler(DistributedSampler[Any]):
         repeats: int = 1,
         epoch: int = 0,
         batch: int = 0,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__(range(images), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.images = images
@@ -62,14 +65,24 @@ class TrainingSampler(DistributedSampler[Any]):
         self.repeats = repeats
         self.epoch = epoch
         self.start = (epoch, batch * batch_size)
+        self.weights = weights
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.images, generator=generator)
+        order, before = self._order()
         first = self.start[1] if self.epoch == self.start[0] else 0
         for number in range(first, self.length):
             place, repeat = divmod(number * self.num_replicas + self.rank, self.repeats)
-            yield Draw(self.epoch, int(order[place]), repeat)
+            yield Draw(self.epoch, int(order[place]), int(before[place]) * self.repeats + repeat)
+
+    def _order(self) -> tuple[Tensor, Tensor]:
+        """Draw the images of the epoch, and count how often each was drawn before."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        if self.weights is None:
+            return torch.randperm(self.images, generator=generator), torch.zeros(self.images, dtype=torch.long)
+        order = torch.multinomial(self.weights, self.images, replacement=True, generator=generator)
+        by_image, before = order.argsort(stable=True), torch.empty_like(order)
+        before[by_image] = torch.arange(self.images) - torch.searchsorted(order[by_image], order[by_image])
+        return order, before
 
     def __len__(self) -> int:
         return self.length

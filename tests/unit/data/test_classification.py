@@ -74,6 +74,27 @@ def test_parquet_files_of_pandas_are_read(
         assert sorted(found) == [(0, 0), (85, 1), (170, 1), (255, 0)]
 
 
+def test_a_balanced_sampler_draws_each_class_equally_often(make_parquet: MakeFiles) -> None:
+    labels = [0] * 16 + [1] * 8 + [2] * 4
+    data = make_data(make_parquet({"train": labels}), val_fraction=0.25, sampler="balanced", batch_size=21)
+    (sampler, images) = data.train_dataloader().sampler, data.images["train"]
+    kept = [labels[index] for index in images.indices]
+    assert [kept.count(label) for label in range(3)] == [12, 6, 3]
+    assert sampler.weights.tolist() == [1 / kept.count(label) for label in kept]
+    drawn = []
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        drawn += [kept[draw.position] for draw in sampler]
+    assert [drawn.count(label) / len(drawn) for label in range(3)] == pytest.approx([1 / 3] * 3, abs=0.05)
+    (batch,) = data.train_dataloader()
+    assert batch["label"].tolist() == [labels[index] for index in batch["index"].tolist()]
+
+
+def test_a_balanced_sampler_of_a_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sampler='balanced' needs all labels, .*: set --data.streaming false"):
+        ClassificationDataModule("photos", sampler="balanced", streaming=True)
+
+
 def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 4, "test": [-1, -1, -1]})
     data = make_data(folder, "predict")

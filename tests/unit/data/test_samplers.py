@@ -55,6 +55,42 @@ def test_an_interrupted_epoch_resumes_in_its_middle() -> None:
     assert list(resumed) == list(sampler)
 
 
+WEIGHTS = torch.tensor([1.0] * 30 + [3.0] * 10, dtype=torch.float64)  # two groups, equally probable
+
+
+def test_weights_draw_images_as_often_as_they_say() -> None:
+    sampler = TrainingSampler(40, batch_size=40, weights=WEIGHTS)
+    drawn = []
+    for epoch in range(50):
+        sampler.set_epoch(epoch)
+        drawn += [draw.position for draw in sampler]
+    assert len(drawn) == 2000
+    assert sum(position >= 30 for position in drawn) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert set(drawn) == set(range(40))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_image_that_is_drawn_again_is_augmented_anew(repeats: int) -> None:
+    draws = list(TrainingSampler(40, batch_size=40, repeats=repeats, weights=WEIGHTS))
+    assert max(draw.repeat for draw in draws) >= 2
+    for position in {draw.position for draw in draws}:
+        times = [draw.repeat for draw in draws if draw.position == position]
+        assert times == list(range(len(times)))
+
+
+def test_weighted_draws_resume_and_are_shared_by_processes_exactly() -> None:
+    whole, resumed = (
+        TrainingSampler(43, 10, seed=4, epoch=3, batch=batch, weights=torch.cat([WEIGHTS, WEIGHTS[:3]]))
+        for batch in (0, 2)
+    )
+    assert list(resumed) == list(whole)[20:]
+    shares = [
+        list(TrainingSampler(43, 5, 2, rank, seed=4, epoch=3, weights=torch.cat([WEIGHTS, WEIGHTS[:3]])))
+        for rank in range(2)
+    ]
+    assert [draw for pair in zip(*shares, strict=True) for draw in pair] == list(whole)
+
+
 def test_repeats_draw_fewer_images_several_times_each() -> None:
     draws = list(TrainingSampler(30, batch_size=6, repeats=3))
     assert len(draws) == 30
