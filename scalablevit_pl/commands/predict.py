@@ -32,7 +32,7 @@ def predict_files(options: list[str]) -> int:
         _check_out(arguments.out, [*paths, weights_path(weights)])
     stored = load_weights(weights, arguments.average)
     network = build_stored(stored)
-    task = TASKS[stored.description.task](network)
+    task = TASKS[stored.description.task](network, tta=arguments.tta)
     data = ReportData(stored.class_names, len(paths), stored.preprocessing)
     writer = PredictionWriter(arguments.out or sys.stdout, data)
     loader = DataLoader(
@@ -87,6 +87,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--average", choices=["ema", "none"])
+    parser.add_argument("--tta", choices=["flip"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu"], default="auto")

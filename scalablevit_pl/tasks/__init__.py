@@ -5,6 +5,6 @@ from scalablevit_pl.tasks.classification import ClassificationTask
 from scalablevit_pl.tasks.report import MetricInfo, Report, ReportData
 
 # Tasks of this package by the Hub's name.
-TASKS: dict[str, type[BaseTask]] = {"image-classification": ClassificationTask}
+TASKS: dict[str, type[ClassificationTask]] = {"image-classification": ClassificationTask}
 
 __all__ = ["TASKS", "BaseTask", "ClassificationTask", "MetricInfo", "Report", "ReportData"]

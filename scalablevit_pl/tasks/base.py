@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Part = Literal["train", "val", "test"]
-AVERAGES = "train_averages"  # key of a checkpoint
+AVERAGES, FOUND_LR = "train_averages", "found_lr"  # keys of a checkpoint
 
 
 class BaseTask(pl.LightningModule, ABC):
@@ -67,6 +68,7 @@ class BaseTask(pl.LightningModule, ABC):
         mode: Whether the highest (`max`) or the lowest (`min`) value of it is best; a class attribute.
         described: How metrics appear in pictures and cards, by name; a class attribute.
         shown: Validation metrics in the progress bar; a class attribute.
+        lr: Learning rate for the actual batch, instead of the optimizer's; Lightning's LearningRateFinder sets it.
         num_classes: Classes of the network, or None if that does not apply.
         frozen: The names given as `freeze`.
         resolved: Batch, learning rate, steps and parameter groups of the fit, from its start on.
@@ -97,12 +99,12 @@ class BaseTask(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         if self.monitor not in self.described or not any(metric.plotted for metric in self.described.values()):
-            raise ValueError(
-                f"{type(self).__name__}.described needs the monitored metric {self.monitor!r}, and one that is plotted"
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name}.described needs the monitored metric {self.monitor!r}, and one that is plotted")
         if base_batch_size is not None and base_batch_size < 1:
             raise ValueError(f"base_batch_size must be at least 1, or null for no scaling, got {base_batch_size}")
         self.network = network
+        self.lr: float | None = None
         self.num_classes: int | None = getattr(network, "num_classes", None)
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
@@ -186,9 +188,11 @@ class BaseTask(pl.LightningModule, ABC):
             self.evaluations.update({part: self._evaluation_metrics(part) for part in ("val", "test")})
 
     def on_fit_start(self) -> None:
-        """Compile the network if asked for: all weights are loaded by now, and in place their names do not change."""
+        """Compile the network, in place as all weights are loaded, and use a learning rate that was searched for."""
         if self.compiled:
             self.network.compile(dynamic=False)
+        if self.lr is not None:
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Return frozen parts to eval mode, in case the network's mode was changed directly."""
@@ -242,15 +246,10 @@ class BaseTask(pl.LightningModule, ABC):
         """Build optimizer and schedule for the actual global batch and number of steps."""
         resolved = self.resolve(shape_of(self.trainer))
         self.resolved = record = resolved.record
-        base, lr = record["base_batch_size"], record["lr"]
-        if base not in (None, record["global_batch"]):
-            logger.info(
-                "learning rate scaled from %.3g for a batch of %d to %.3g for the global batch of %d",
-                lr * base / record["global_batch"],
-                base,
-                lr,
-                record["global_batch"],
-            )
+        base, lr, batch = record["base_batch_size"], record["lr"], record["global_batch"]
+        if base not in (None, batch) and self.lr is None:
+            text = "learning rate scaled from %.3g for a batch of %d to %.3g for the global batch of %d"
+            logger.info(text, lr * base / batch, base, lr, batch)
         # Lightning would advance a schedule by metrics only after the epoch's checkpoint is written.
         schedule: Any = {"scheduler": resolved.schedule, "interval": resolved.interval, "reduce_on_plateau": False}
         return {"optimizer": resolved.optimizer, "lr_scheduler": schedule}
@@ -266,7 +265,7 @@ class BaseTask(pl.LightningModule, ABC):
             ValueError: If optimizer or schedule reject their settings, or do not fit precision and clipping.
         """
         factories = (self.optimizer_factory, self.schedule_factory)
-        options: Any = (self.base_batch_size, self.layer_decay, self.schedule_interval, self.mode)
+        options: Any = (self.base_batch_size, self.layer_decay, self.schedule_interval, self.mode, self.lr)
         resolved = resolve_fit(self.network, *factories, shape, *options)
         resolved.record.update(frozen=list(self.frozen), compile=self.compiled, channels_last=self.channels_last)
         return resolved
@@ -275,6 +274,7 @@ class BaseTask(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the unfinished epoch's averages, `(processes, …)` each; a collective call."""
+        checkpoint[FOUND_LR] = self.lr
         checkpoint[AVERAGES] = {
             name: {state: self._of_all_processes(getattr(metric, state)) for state in metric._defaults}
             for name, metric in self._training_metrics().items()
@@ -282,6 +282,10 @@ class BaseTask(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore these sums: each process its own, or the first one all of them if the number of processes changed."""
+        self.lr = checkpoint.get(FOUND_LR)
+        # A resumed run keeps its learning rate: another search would make Lightning forget this checkpoint.
+        kept = [own for own in self.trainer.callbacks if not isinstance(own, LearningRateFinder)]  # type: ignore[attr-defined]
+        self.trainer.callbacks = kept  # type: ignore[attr-defined]
         metrics = self._training_metrics()
         for name, states in checkpoint.get(AVERAGES, {}).items():
             if name not in metrics:  # an earlier version logged top-5 accuracy of few classes

@@ -1,9 +1,10 @@
 """Image classification: loss, accuracy, predictions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -32,6 +33,8 @@ class ClassificationTask(BaseTask):
         loss: Training loss of logits `(B, K)` and labels `(B,)` or soft labels `(B, K)`: a scalar or values whose mean
             is trained; by default cross-entropy. Evaluation always measures the cross-entropy.
         class_weights: A factor on the default loss for each class.
+        tta: With `flip`, evaluation and prediction use the mean of the class probabilities of an image and its mirror
+            image.
         **kwargs: Arguments of `BaseTask`.
 
     Raises:
@@ -55,6 +58,7 @@ class ClassificationTask(BaseTask):
         label_smoothing: float = 0.1,
         loss: nn.Module | None = None,
         class_weights: Sequence[float] | None = None,
+        tta: Literal["flip"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -71,7 +75,16 @@ class ClassificationTask(BaseTask):
                 "trained: give the loss its own weights, and keep parameters in the network"
             )
         weights = None if class_weights is None else torch.tensor(class_weights)
+        self.tta = tta
         self.criterion = loss or nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing, reduction="none")
+
+    def compute(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Compute logits `(B, K)`; with `tta` in evaluation, those whose softmax is the mean of both softmaxes."""
+        logits: Tensor = super().compute(network, batch)
+        if self.tta is None or self.training:
+            return logits
+        mirrored = super().compute(network, batch | {"image": batch["image"].flip(-1)})
+        return torch.logaddexp(F.log_softmax(logits.float(), dim=1), F.log_softmax(mirrored.float(), dim=1))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Compute the training loss of logits `(B, K)`: one value for each sample `(B,)`, or a scalar."""

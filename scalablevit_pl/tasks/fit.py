@@ -94,10 +94,11 @@ def resolve_fit(
     layer_decay: float = 1.0,
     interval: Interval | None = None,
     mode: str = "min",
+    lr: float | None = None,
 ) -> ResolvedFit:
     """Build optimizer and schedule for the actual size of a fit; the arguments are those of `BaseTask`."""
     factor = shape.global_batch / (base_batch_size or shape.global_batch)
-    optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor)
+    optimizer = _build_optimizer(parameter_groups(network, layer_decay), make_optimizer, factor, lr)
     _check_clipping(optimizer, shape)
     peak = peak_rate(optimizer)
     schedule, own_interval = _build_schedule(optimizer, make_schedule, shape, mode)
@@ -126,14 +127,16 @@ def peak_rate(optimizer: Optimizer) -> float:
     return float(max(group["lr"] for group in optimizer.param_groups))
 
 
-def _build_optimizer(groups: list[dict[str, Any]], make_optimizer: OptimizerFactory, factor: float) -> Optimizer:
-    """Build the optimizer and scale the learning rates of its groups."""
+def _build_optimizer(
+    groups: list[dict[str, Any]], make_optimizer: OptimizerFactory, factor: float, lr: float | None
+) -> Optimizer:
+    """Build the optimizer and scale the learning rates of its groups, or set them to `lr`, which fits the batch."""
     try:
         optimizer = make_optimizer(groups)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the optimizer rejects its settings: {error}") from error
     for group in optimizer.param_groups:
-        group["lr"] *= factor * group.get("lr_scale", 1.0)
+        group["lr"] = (group["lr"] * factor if lr is None else lr) * group.get("lr_scale", 1.0)
     peak = peak_rate(optimizer)
     if not 0.0 <= peak < math.inf:
         raise ValueError(f"the learning rate must be finite and not negative, got {peak}")

@@ -139,6 +139,36 @@ def test_weights_that_a_loss_would_ignore_are_refused(loss: nn.Module, weights: 
         ClassificationTask(Scores(), loss=loss, class_weights=weights)
 
 
+class Sided(nn.Module):
+    """Logits that are the left pixel of each channel."""
+
+    num_classes = CLASSES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image[:, :, 0, 0] + self.bias
+
+
+def test_flip_is_the_mean_of_the_probabilities_of_both_images(make_trainer: MakeTrainer) -> None:
+    images = torch.randn(8, CLASSES, 1, 2, generator=torch.Generator().manual_seed(2))
+    samples = [{"image": image, "label": index % CLASSES} for index, image in enumerate(images)]
+    mean = (images[:, :, 0, 0].double().softmax(1) + images[:, :, 0, 1].double().softmax(1)) / 2.0
+    recorder, loader = Recorder(), DataLoader(samples, batch_size=4)
+    task = ClassificationTask(Sided(), **STILL, tta="flip", label_smoothing=0.0)
+    predicted = torch.cat(make_trainer().predict(task, loader))
+    torch.testing.assert_close(predicted.double(), mean, rtol=1e-6, atol=1e-7)
+    (metrics,) = make_trainer().test(task, loader, verbose=False)
+    labels = labels_of(samples)
+    assert metrics["test/loss"] == pytest.approx(-mean[range(8), labels].log().mean().item(), rel=1e-6)
+    assert metrics["test/ece"] == pytest.approx(calibration_error(mean, labels), rel=1e-5)
+    make_trainer(callbacks=[recorder]).fit(task, loader)
+    trained = -images[:, :, 0, 0].double().log_softmax(1)[range(8), labels]
+    assert recorder.losses == pytest.approx([part.mean().item() for part in trained.split(4)], rel=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_loss_is_cross_entropy_with_smoothed_labels(
@@ -195,7 +225,7 @@ def test_top5_is_logged_for_more_than_five_classes(num_classes: int, make_traine
 def test_a_checkpoint_with_top5_of_few_classes_is_resumed() -> None:
     task = ClassificationTask(Scores(3))
     task.setup("fit")
-    task.trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
+    task.trainer = SimpleNamespace(world_size=1, global_rank=0, callbacks=[])  # type: ignore[assignment]
     sums = {"mean_value": torch.tensor([6.0]), "weight": torch.tensor([3.0])}
     task.on_load_checkpoint({"train_averages": {"top5": {"tp": torch.ones(1, 1)}, "loss": sums}})
     assert task.averages["loss"].compute() == 2.0  # type: ignore[operator]

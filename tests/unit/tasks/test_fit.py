@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rate_processes import in_a_process, trace
 from small_tasks import Recorder, Scores, course, make_images, make_samples, nano, swin, twins
@@ -431,6 +432,29 @@ def test_schedules_of_torch_and_timm_have_the_same_rates_in_a_resumed_training(
     half = tmp_path / "half.ckpt"
     first = fit(None, Stopper(half))
     assert first + fit(half) == rates
+
+
+def test_a_learning_rate_that_lightning_finds_is_used_and_kept_in_a_resumed_training(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def fit(path: Path | None, *callbacks: pl.Callback) -> tuple[ClassificationTask, list[float]]:
+        torch.manual_seed(0)
+        task, recorder = ClassificationTask(Scores(), partial(SGD, lr=0.5), SCHEDULE), Recorder()
+        finder = LearningRateFinder(num_training_steps=30)
+        trainer = make_trainer(max_epochs=4, callbacks=[finder, recorder, *callbacks])
+        trainer.fit(task, loader(32), ckpt_path=path)
+        assert (finder.optimal_lr is None) == (path is not None)
+        if finder.optimal_lr is not None:
+            assert task.lr == finder.optimal_lr.suggestion()
+        return task, [rates[0] for rates in recorder.rates]
+
+    whole, rates = fit(None)
+    assert whole.resolved["lr"] == whole.lr != 0.5  # for the actual batch: not scaled
+    assert rates == pytest.approx([0.01 + (whole.lr - 0.01) * (1 + math.cos(math.pi * t / 32)) / 2 for t in range(32)])
+    _, first = fit(None, Stopper(tmp_path / "half.ckpt"))
+    resumed, second = fit(tmp_path / "half.ckpt")
+    assert first + second == rates
+    assert torch.equal(resumed.network.weight, whole.network.weight)
 
 
 # The rate of a resumed training, accumulated and on two processes.
