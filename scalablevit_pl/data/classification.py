@@ -31,6 +31,8 @@ class ClassificationDataModule(BaseDataModule):
         dataset: A data set's id on the Hub; a local folder with parquet files, or with one folder per class, optionally
             below a folder per split; or `fashion_mnist_sample`, which ships with the package.
         label_column: Name of the label column; by default the only one of type ClassLabel, or else `label`.
+        labels: CSV file with the columns `file_name`, relative to the folder of the images, and `label`; by default
+            `labels.csv` or `metadata.csv` in the folder or its split folders, or else the images are in class folders.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
             that a command starts from, or else ImageNet's.
         augmentation: Random variation of training images; None trains on the evaluation transform.
@@ -49,6 +51,7 @@ class ClassificationDataModule(BaseDataModule):
         dataset: str,
         *,
         label_column: str | None = None,
+        labels: str | None = None,
         preprocessing: Preprocessing | None = None,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008  frozen, so it can be shared
         sampler: Literal["balanced"] | None = None,
@@ -59,15 +62,16 @@ class ClassificationDataModule(BaseDataModule):
         if sampler is not None and self.streaming:
             raise ValueError(f"sampler={sampler!r} needs all labels, and a stream has none: set --data.streaming false")
         self.label_column = label_column
+        self.table = None if labels is None else Path(labels).expanduser()
         self.augmentation = augmentation
         self.sampler = sampler
         self.class_order = class_order
-        self.left_out = ""
+        self.left_out: str | None = None
 
     def read_folder(self, folder: Path) -> datasets.DatasetDict:
-        """Load images that lie in one folder per class, and log which files are left out."""
-        splits, left_out = load_image_folder(folder)
-        if left_out != self.left_out:  # a fit reads the folder more than once
+        """Load images in class folders or with a table of labels, and log which files are left out."""
+        splits, left_out = load_image_folder(folder, self.table)
+        if left_out and left_out != self.left_out:  # a fit reads the folder more than once
             logger.warning("left out of %s: %s", folder, left_out)
         self.left_out = left_out
         return splits
@@ -78,6 +82,10 @@ class ClassificationDataModule(BaseDataModule):
 
     def find_class_names(self, splits: datasets.DatasetDict) -> list[str]:
         """Return the classes as declared, or as found in the training split."""
+        if self.table is not None and self.left_out is None:
+            raise ValueError(
+                f"{self.dataset!r} has labels of its own: remove --data.labels, or give a folder of images"
+            )
         names = find_class_names(splits, self._label_column(splits), self.train_split)
         return names if self.class_order is None else check_imagenet(names)
 

@@ -1,8 +1,10 @@
-"""Find the image files in folders, and load those whose class is the name of their folder."""
+"""Find the image files in folders, and load those whose class is named by their folder or by a table."""
 
+import csv
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,10 @@ import datasets
 
 from scalablevit_pl.data.splits import SPLIT_FOLDERS, split_named
 from scalablevit_pl.preprocessing.decoding import is_image_file
-from scalablevit_pl.text import listed, nfc
+from scalablevit_pl.text import listed, nfc, one_line
+
+TABLES = ("labels.csv", "metadata.csv")
+COLUMNS = ("file_name", "label")
 
 
 class ImageList(NamedTuple):
@@ -79,13 +84,19 @@ def describe_files(left_out: Counter[str]) -> str:
     )
 
 
-def load_image_folder(folder: Path) -> tuple[datasets.DatasetDict, str]:
-    """Load images from one folder per class, at any depth below it; the files stay in place.
+def load_image_folder(folder: Path, table: Path | None = None) -> tuple[datasets.DatasetDict, str]:
+    """Load images from one folder per class, at any depth below it, or with a table of labels; the files stay in place.
+
+    Args:
+        folder: The folder of the classes, of a folder per split, or of the images of a table.
+        table: CSV file with the columns `file_name`, relative to the folder, and `label`. By default, such tables are
+            found in the folder and its split folders, with names relative to where they lie.
 
     Returns:
         The splits, with the classes of all of them, sorted by name; and a description of the files that are left out.
     """
-    files, left_out = _files_of_classes(folder)
+    tables = _find_tables(folder) if table is None else {table: folder}
+    files, left_out = _files_of_tables(folder, tables) if tables else _files_of_classes(folder)
     # The builder "imagefolder" would assign an image called test_1.jpg to a test split, treat names with brackets as
     # patterns, and take the innermost folder for the class.
     names = datasets.ClassLabel(names=sorted({file.label for file in files}))
@@ -107,7 +118,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
-def _files_of_classes(folder: Path) -> tuple[list[LabelledFile], Counter[str]]:
+def _files_of_classes(folder: Path) -> tuple[Iterable[LabelledFile], Counter[str]]:
     inside = subfolders(folder)
     named = {split_named(path.name): path for path in reversed(inside)}
     roots = {split: named[split] for split in SPLIT_FOLDERS if split in named}
@@ -146,7 +157,8 @@ def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:
     }
     if not inner:
         raise ValueError(
-            f"{str(root)!r} contains neither parquet files nor class folders with images: check the path and the layout"
+            f"{str(root)!r} contains neither parquet files nor class folders with images nor a {TABLES[0]} with the "
+            f"columns {' and '.join(COLUMNS)}: check the path and the layout"
         )
     first, names = next(iter(inner.items()))
     if len(inner) > 1 and len(names) > 1 and all(others == names for others in inner.values()):
@@ -162,3 +174,58 @@ def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:
             f"{str(root)!r} is not the folder that contains the classes: give {str((nested or [common])[0])!r}, or "
             "sort the images into one folder per class"
         )
+
+
+def _find_tables(folder: Path) -> dict[Path, Path]:
+    """Map the tables of labels in a folder and its split folders to the folders that they lie in."""
+    places = [folder, *(path for path in subfolders(folder) if split_named(path.name))]
+    paths = [place / name for place in places for name in TABLES if (place / name).is_file()]
+    return {path: path.parent for path in paths if not _missing_columns(path)}
+
+
+def _missing_columns(table: Path) -> list[str]:
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        found = next(csv.reader(file), [])
+    return [name for name in COLUMNS if name not in found]
+
+
+def _read_table(table: Path, folder: Path) -> list[tuple[str, str]]:
+    """Return the paths and labels of a table whose file names are relative to a folder."""
+    if missing := _missing_columns(table):
+        raise ValueError(f"{str(table)!r} lacks the column {missing[0]!r}: name its columns {', '.join(COLUMNS)}")
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            values = [[row[name] or "" for name in COLUMNS] for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"cannot read {str(table)!r}: {one_line(error)}; save it as CSV in UTF-8") from error
+    rows = [(nfc(str(folder / name)), nfc(label.strip())) for name, label in values]
+    unlabelled = next((path for path, label in rows if not label), None)
+    if unlabelled is not None or not rows:
+        what = "contains no rows" if unlabelled is None else f"has no label for {unlabelled!r}"
+        raise ValueError(f"{str(table)!r} {what}: complete it")
+    return rows
+
+
+def _files_of_tables(folder: Path, tables: dict[Path, Path]) -> tuple[Iterable[LabelledFile], Counter[str]]:
+    """List the images in a folder that tables label; the file names of a table are relative to its folder."""
+    images = list_images(folder)
+    known = {nfc(str(path)): path for path in images.paths}
+    files: dict[Path, LabelledFile] = {}
+    for table, base in tables.items():
+        rows = _read_table(table, base)
+        missing = [path for path, _ in rows if path not in known]
+        if missing:
+            raise ValueError(
+                f"{str(table)!r} names {len(missing):,} files that are not images in the data set, such as "
+                f"{missing[0]!r}: correct or delete these rows"
+            )
+        for path, label in rows:
+            file = known[path]
+            if file in files:
+                raise ValueError(f"{path!r} has several rows, one of them in {str(table)!r}: keep one")
+            inside = file.relative_to(folder).parts
+            split = split_named(inside[0]) if len(inside) > 1 else None
+            files[file] = LabelledFile(split or "train", file, label)
+    images.left_out.pop(".csv", None)
+    images.left_out["unlabelled image"] = len(images.paths) - len(files)
+    return files.values(), +images.left_out

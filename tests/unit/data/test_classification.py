@@ -95,6 +95,28 @@ def test_a_balanced_sampler_of_a_stream_is_refused() -> None:
         ClassificationDataModule("photos", sampler="balanced", streaming=True)
 
 
+def test_a_table_labels_the_images_of_a_folder(make_folders: MakeFiles, tmp_path: Path) -> None:
+    folder = make_folders("1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    (tmp_path / "mine.csv").write_text("file_name,label\n3.jpg,cat\n1.jpg,dog\n2.jpg,cat\n")
+    data = make_data(folder, "predict", labels=str(tmp_path / "mine.csv"), test_split="train")
+    assert (data.class_names, data.left_out) == (["cat", "dog"], "1 unlabelled image")
+    (batch,) = data.predict_dataloader()
+    assert [Path(path).name for path in batch["path"]] == ["3.jpg", "1.jpg", "2.jpg"]
+
+
+def test_a_table_for_data_with_labels_is_rejected(make_parquet: MakeFiles, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"parquet' has labels of its own: remove --data\.labels"):
+        make_data(make_parquet({"train": 4}), labels=str(tmp_path / "mine.csv"))
+
+
+def test_files_that_are_left_out_are_logged_once(make_folders: MakeFiles, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_folders("train/cat/1.jpg", "val/cat/2.jpg")
+    (folder / "val/cat/3.heic").write_text("no image")
+    data = make_data(folder, batch_size=1)
+    data.setup("fit")
+    assert [message for message in caplog.messages if "left out" in message] == [f"left out of {folder}: 1 .heic"]
+
+
 def test_prediction_needs_no_labels(make_parquet: MakeFiles) -> None:
     folder = make_parquet({"train": 4, "test": [-1, -1, -1]})
     data = make_data(folder, "predict")

@@ -142,3 +142,82 @@ def test_links_to_folders_are_followed_once(make_folders: MakeFiles, tmp_path: P
 def test_images_are_sorted_by_the_parts_of_their_paths(make_folders: MakeFiles) -> None:
     folder = make_folders("b/1.jpg", "b.jpg", "b-c/1.jpg", "a.jpg", "b/0/2.jpg", "B/1.jpg")
     assert list_images(folder).paths == sorted(folder.rglob("*.jpg"))
+
+
+# Tables of labels
+
+
+def write_table(path: Path, *lines: str, header: str = "file_name,label") -> Path:
+    path.write_text("\n".join([header, *lines]))
+    return path
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.csv"])
+def test_a_table_names_the_classes_of_a_folder(name: str, make_folders: MakeFiles) -> None:
+    folder = make_folders("1.jpg", "b/2.jpg", "b/3.jpg", f"{DECOMPOSED}.jpg")
+    write_table(folder / name, "b/2.jpg, dog,x", f"{COMPOSED}.jpg,cat,", "./1.jpg,dog,y", header="file_name,label,note")
+    (folder / "notes.csv").write_text("a,b")
+    splits, left_out = load_image_folder(folder)
+    assert labels(splits) == {"train": ["dog", "cat", "dog"]}
+    rows = splits["train"].cast_column("image", datasets.Image(decode=False))["image"][:]
+    assert [row["path"] for row in rows] == [str(folder / name) for name in ("b/2.jpg", f"{DECOMPOSED}.jpg", "1.jpg")]
+    assert left_out == "1 unlabelled image"
+
+
+def test_each_split_folder_may_have_a_table(make_folders: MakeFiles) -> None:
+    folder = make_folders("Train/1.jpg", "Train/2.jpg", "val/1.jpg")
+    write_table(folder / "Train/labels.csv", "1.jpg,b", "2.jpg,a")
+    write_table(folder / "val/metadata.csv", "1.jpg,a")
+    assert labels(load_image_folder(folder)[0]) == {"train": ["b", "a"], "validation": ["a"]}
+
+
+def test_one_table_may_label_images_of_several_splits(make_folders: MakeFiles) -> None:
+    folder = make_folders("train/x/1.jpg", "test/2.jpg")
+    write_table(folder / "labels.csv", "test/2.jpg,a", "train/x/1.jpg,b")
+    assert labels(load_image_folder(folder)[0]) == {"test": ["a"], "train": ["b"]}
+
+
+def test_a_given_table_replaces_class_folders_and_other_tables(make_folders: MakeFiles, tmp_path: Path) -> None:
+    folder = make_folders("cat/1.jpg", "dog/2.jpg")
+    write_table(folder / "labels.csv", "cat/1.jpg,x")
+    # As spreadsheets write it: with a byte order mark and Windows' line ends.
+    (tmp_path / "mine.csv").write_bytes(b'\xef\xbb\xbffile_name,label\r\ncat/1.jpg,a\r\ndog/2.jpg,"b, c"\r\n')
+    assert labels(load_image_folder(folder, tmp_path / "mine.csv")[0]) == {"train": ["a", "b, c"]}
+
+
+def test_other_tables_beside_class_folders_are_left_out(make_folders: MakeFiles) -> None:
+    folder = make_folders("cat/1.jpg", "dog/2.jpg")
+    write_table(folder / "metadata.csv", "cat/1.jpg,a photograph", header="file_name,text")
+    splits, left_out = load_image_folder(folder)
+    assert labels(splits) == {"train": ["cat", "dog"]}
+    assert left_out == "1 .csv"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"file_name,label\n1.jpg,a\n3.jpg,b\n../x.jpg,b\n", r"names 2 files that are not images .*'\S*/photos/3.jpg'"),
+        (b"file_name,label\n1.jpg,a\n1.jpg,a\n", r"1.jpg' has several rows, one of them in '\S*labels.csv': keep one"),
+        (b"file_name,label\n1.jpg,a\n2.jpg\n", r"labels.csv' has no label for '\S*2.jpg': complete it"),
+        (b"file_name,label\n", r"labels.csv' contains no rows: complete it"),
+        (b"file_name;label\n1.jpg;a\n", r"lacks the column 'file_name': name its columns file_name, label"),
+        (b"file_name,text\n1.jpg,a\n", r"lacks the column 'label'"),
+        (b"", r"lacks the column 'file_name'"),
+        (
+            b"file_name,label\n1.jpg,caf\xe9\n",
+            r"cannot read '\S*labels.csv': 'utf-8' .*; save it as CSV in UTF-8",
+        ),
+    ],
+)
+def test_a_wrong_table_is_named(table: bytes, message: str, make_folders: MakeFiles) -> None:
+    folder = make_folders("1.jpg", "2.jpg")
+    (folder / "labels.csv").write_bytes(table)
+    with pytest.raises(ValueError, match=message):
+        load_image_folder(folder, folder / "labels.csv")
+
+
+def test_a_folder_without_classes_names_the_columns_of_a_table(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.jpg")
+    write_table(folder / "labels.csv", "1.jpg,a", header="id,breed")
+    with pytest.raises(ValueError, match=r"nor a labels\.csv with the columns file_name and label: check the path"):
+        load_image_folder(folder)
