@@ -9,6 +9,7 @@ import traceback
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,6 +34,14 @@ REMEDIES = {
         "a loader process was killed, usually because memory or shared memory (/dev/shm) ran out: reduce "
         "--data.num_workers or --data.batch_size, or give the machine or container more (docker run --shm-size)"
     ),
+}
+# What options of other programs are called here.
+SYNONYMS = {
+    "epochs": "trainer.max_epochs",
+    "batch_size": "data.batch_size",
+    "workers": "data.num_workers",
+    "lr": "model.optimizer.lr",
+    "seed": "seed_everything",
 }
 # Lines of jsonargparse's messages that locate the problem without describing it.
 STRUCTURE = re.compile(r"Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value")
@@ -85,6 +94,29 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and PACKAGE in Path(frames[-1].filename).parents
 
 
+def explain_construction(error: BaseException) -> str | None:
+    """Return one sentence for an error inside a class or function of another package that jsonargparse has called.
+
+    The result is None for other errors, and for those that `explain` explains.
+    """
+    called: dict[str, Any] = {}
+    causes = list(_chain(error))
+    for cause in causes:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_name == "default_class_instantiator":
+                called, reason = frame.f_locals, cause
+            elif frame.f_code.co_name == "raise_union_unexpected_value":  # which fails itself if a message is empty
+                causes += frame.f_locals["exceptions"][:1]
+    module = getattr(called.get("class_type"), "__module__", __package__)
+    if module.startswith(__package__) or explain(error) is not None:
+        return None
+    plain = {name: value for name, value in called["kwargs"].items() if isinstance(value, str | bool | int | float)}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    text = f"{type(reason).__name__}: {one_line(reason)}" if str(reason).strip() else type(reason).__name__
+    name = f"{module.partition('.')[0]}.{called['class_type'].__qualname__}"
+    return f"{name}({arguments}) failed with {text.rstrip('.')}: check its arguments, or see --traceback"
+
+
 def explain_argument(message: str, parser: ArgumentParser) -> str:
     """Shorten jsonargparse's message, which can be very long, to one sentence that names the nearest option."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
@@ -131,6 +163,8 @@ def _hint(name: str, keys: list[str], rejected: re.Match[str], parser: ArgumentP
     owners = re.findall(r"Problem with given class_path '([^']+)'", before)
     owners += re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", after)
     if not owners:
+        if name in SYNONYMS:
+            return f": did you mean --{SYNONYMS[name]}?"
         options = [option for action in parser._actions for option in action.option_strings]
         return _nearest(name, (option.lstrip("-") for option in options), [])
     if owners[-1] == "timm.create_model":  # it passes unknown arguments on to the network

@@ -1,6 +1,5 @@
 """The folder of a run: its name, its lock, its configuration and its checkpoints."""
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -39,10 +38,9 @@ def existing_run(run: str) -> Path:
     folder = run_folder(run)
     if (folder / CONFIG).is_file():
         return folder
-    known = sorted(path.parent.name for path in RUNS.glob(f"*/{CONFIG}"))
-    near = difflib.get_close_matches(folder.name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "give the name of a folder below runs/, or a path"
-    raise ValueError(f"there is no run in {str(folder)!r}: {hint}")
+    configs = sorted(RUNS.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    names = ", ".join(path.parent.name for path in configs[:10]) + (", …" if len(configs) > 10 else "")
+    raise ValueError(f"there is no run in {str(folder)!r}: {f'runs/ has {names}' if names else 'give its path'}")
 
 
 def newest_checkpoints(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpointing import RunCheckpoints
 from scalablevit_pl.experiment.invocation import Invocation
-from scalablevit_pl.explanation import explain_argument
+from scalablevit_pl.explanation import explain_argument, explain_construction
 from scalablevit_pl.run_folder import run_folder
 
 PARTS = ("model", "data")
@@ -77,7 +77,13 @@ class ParsedExperiment(LightningCLI):
             del config[part]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about a name that Lightning itself uses
-            built: Namespace = self.parser.instantiate_classes(config)
+            try:
+                built: Namespace = self.parser.instantiate_classes(config)
+            except Exception as error:
+                sentence = explain_construction(error)
+                if sentence is None:
+                    raise
+                raise ValueError(sentence) from error
         return built
 
     def build_parts(self) -> tuple[dict[str, Any], dict[str, Exception]]:

@@ -59,14 +59,23 @@ def create_model(
         ValueError: If the name is unknown or a value does not fit.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown model {name!r}: did you mean {near!r}? There are {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}: {_hint(name)}")
     build, default_head = MODELS[name]
     drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
     backbone = build(window_pad=window_pad, expand_value=expand_value, in_channels=in_channels, **drop_path)
     classifier = ImageClassifier(backbone, num_classes, default_head if head is None else head, name)
     classifier.set_grad_checkpointing(grad_checkpointing)
     return classifier
+
+
+def _hint(name: str) -> str:
+    import timm  # a third of a second that known names do not need
+
+    if timm.is_model(name):
+        options = f"--model.network timm.create_model --model.network.model_name {name}"
+        return f"use timm.create_model for networks of timm ({options})"
+    near = difflib.get_close_matches(name.lower(), MODELS, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
 
 
 def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False) -> ImageClassifier:

@@ -165,6 +165,8 @@ def parser() -> ArgumentParser:
             "unknown option --trainer.max_epoch: did you mean --trainer.max_epochs?",
         ),
         ("unrecognized arguments: --max_epochs=3", "unknown option --max_epochs: did you mean --trainer.max_epochs?"),
+        ("unrecognized arguments: --epochs=3", "unknown option --epochs: did you mean --trainer.max_epochs?"),
+        ("unrecognized arguments: --lr", "unknown option --lr: did you mean --model.optimizer.lr?"),
         ("unrecognized arguments: --zzzzzzzz", "unknown option --zzzzzzzz: see --help-all"),
         (
             nested("data", DATA, "Option 'batchsize' is not accepted"),

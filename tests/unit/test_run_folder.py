@@ -80,15 +80,23 @@ def test_a_run_is_found_by_name_and_path(work: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["frist", "runs/frist", "elsewhere/first"])
-def test_a_missing_run_suggests_the_nearest_name(run: str) -> None:
+def test_a_missing_run_lists_the_existing_ones(run: str) -> None:
     start("first", "other")
-    with pytest.raises(ValueError, match=f"no run in '.*{run}': did you mean first"):
+    with pytest.raises(ValueError, match=f"no run in '.*{run}': runs/ has (first, other|other, first)$"):
         existing_run(run)
 
 
-def test_a_missing_run_without_a_similar_name_says_what_to_give() -> None:
+def test_of_many_runs_the_newest_are_listed() -> None:
+    for number in range(12):
+        start(f"run{number}")
+        os.utime(f"runs/run{number}/config.yaml", (number, number))
+    with pytest.raises(ValueError, match=r": runs/ has run11, run10, .*, run2, …$"):
+        existing_run("run")
+
+
+def test_a_missing_run_without_others_says_what_to_give() -> None:
     Path("runs/first").mkdir(parents=True)  # a folder without a configuration is not a run
-    with pytest.raises(ValueError, match=r"no run in 'runs/first': give the name of a folder below runs/, or a path"):
+    with pytest.raises(ValueError, match=r"no run in 'runs/first': give its path"):
         existing_run("first")
 
 

@@ -1,11 +1,15 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
+from scalablevit_pl.explanation import explain
+from scalablevit_pl.models.factory import MODELS
 from scalablevit_pl.run_folder import claim_folder
 
 Parse = Callable[..., ParsedExperiment]
@@ -64,6 +68,42 @@ def test_parts_are_built_even_if_another_one_cannot(parse: Parse) -> None:
     assert list(built) == ["data"]
     assert "scalablevit_x" in str(faults["model"])
     assert isinstance(parsed.build_trainer(), pl.Trainer)
+
+
+TIMM = ("--model.network=timm.create_model", "--model.network.model_name=resnet10t")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--model.network.checkpoint_path=nope.pth"],
+            "timm.create_model(model_name='resnet10t', pretrained=False, checkpoint_path='nope.pth') failed with "
+            "FileNotFoundError: check its arguments, or see --traceback",
+        ),
+        (
+            ["--model.network.model_name=resnet99"],
+            "timm.create_model(model_name='resnet99', pretrained=False) failed with RuntimeError: Unknown model "
+            "(resnet99): check its arguments, or see --traceback",
+        ),
+    ],
+)
+def test_an_error_of_another_package_s_constructor_is_one_sentence(
+    words: list[str], sentence: str, parse: Parse
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$") as error:
+        parse("fit", *QUICKSTART, "--run=new", *TIMM, *words).build("model")
+    assert explain(error.value) == sentence
+
+
+def test_a_bug_of_the_package_keeps_its_traceback(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**arguments: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setitem(MODELS, "scalablevit_nano", (fail, "linear"))
+    with pytest.raises(Exception, match="a bug") as error:
+        parse("fit", *QUICKSTART, "--run=new").build("model")
+    assert explain(error.value) is None
 
 
 BATCHES = [*(f"limit_{part}_batches" for part in ("train", "val", "test", "predict")), "overfit_batches"]

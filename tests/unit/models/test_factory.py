@@ -108,7 +108,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
         create_model(name)
 
 
-@pytest.mark.parametrize("name", ["", "resnet50"])
+def test_a_name_of_timm_is_answered_with_timm_s_function() -> None:
+    with pytest.raises(ValueError, match=r"'resnet50': use timm.create_model .*--model.network.model_name resnet50\)"):
+        create_model("resnet50")
+
+
+@pytest.mark.parametrize("name", ["", "network"])
 def test_an_unknown_name_is_answered_with_all_names(name: str) -> None:
     with pytest.raises(ValueError, match=", ".join(list_models())):
         create_model(name)
