@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def output(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
 
@@ -76,7 +76,7 @@ def test_a_model_is_pushed_pulled_and_used(
     hub.close()
     cached, missing = [start("pull", REPO, name, "--revision", name, HF_HUB_OFFLINE="1") for name in ("main", "v1")]
     output(cached)
-    out, err = missing.communicate(timeout=120)
+    out, err = missing.communicate(timeout=600)
     assert_one_sentence(missing.returncode, out, err, "'ada/vit'", "HF_HUB_OFFLINE")
     assert files_in(tmp_path / "main") == files_in(model)
     assert not (tmp_path / "v1").exists()
@@ -122,7 +122,7 @@ def test_a_killed_pull_leaves_nothing(hub: HubServer, start: Start, model: Path,
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model"]
     output(start("pull", REPO, "pulled"))
     assert files_in(tmp_path / "pulled") == files_in(model)

@@ -153,7 +153,7 @@ def test_a_client_in_another_process_uses_the_endpoint(hub: HubServer, repo: str
     code = f"{client}; print(get({repo!r}, 'config.json'), HfApi().whoami()['name'])"
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_ada", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, check=True, timeout=600
     )
     path, name = done.stdout.split()
     assert [Path(path).read_bytes(), name] == [FILES["config.json"], "ada"]

@@ -97,10 +97,10 @@ def test_spoilt_weights_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["loss", pytest.param("rank0", marks=pytest.mark.slow)])
 def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
-    start, command = time.monotonic(), [sys.executable, str(SCRIPT), case]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(SCRIPT), case]
+    # A process that waits for the other one would do so for half an hour.
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
-    assert time.monotonic() - start < 60
     if case == "rank0":
         assert (tmp_path / "error.0").read_text() == "only here"
         return
@@ -115,8 +115,8 @@ def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("error", "seconds", "grace", "status"),
     [
-        (ValueError(), "60", 0.1, -signal.SIGKILL),
-        (ValueError(), "0.2", 30.0, 0),
+        (ValueError(), "600", 0.1, -signal.SIGKILL),
+        (ValueError(), "0.2", 600.0, 0),
         (KeyboardInterrupt(), "0.2", 0.0, 0),
         (PreemptedError(signal.SIGTERM, 3), "0.2", 0.0, 0),
     ],
@@ -131,8 +131,8 @@ def test_an_error_of_the_first_process_ends_those_that_do_not_end_by_themselves(
         begin = time.monotonic()
         SharedEnd().on_exception(trainer, Line(), error)
         try:
-            assert time.monotonic() - begin < 10.0
-            assert other.wait(10.0) == status
+            assert time.monotonic() - begin < 300.0
+            assert other.wait(300.0) == status
         finally:
             other.kill()
 

@@ -55,7 +55,7 @@ def first_per_class(labels: np.ndarray, count: int) -> list[int]:
 def run_python(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
 def assert_is_cut_of(split: DatasetDict, images: np.ndarray, labels: np.ndarray, count: int) -> None:

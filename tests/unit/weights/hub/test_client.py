@@ -92,7 +92,7 @@ def test_a_silent_server_is_abandoned_in_retry_only(hub: HubServer, monkeypatch:
 def test_the_limit_holds_for_the_session_of_a_second_attempt(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "SILENCE", 0.15)
     hub.add_repo("a/b")
-    hub.fault("hang", "GET ", seconds=12)
+    hub.fault("hang", "GET ", seconds=600)
     fail = fail_times(1, ConnectionError())
 
     def ask() -> Any:
@@ -106,4 +106,4 @@ def test_the_limit_holds_for_the_session_of_a_second_attempt(hub: HubServer, mon
     start = time.monotonic()
     with pytest.raises(client.NETWORK_ERROR, match="timed out"):
         retry(ask)
-    assert time.monotonic() - start < 9
+    assert time.monotonic() - start < 300

@@ -488,11 +488,11 @@ def test_a_silent_server_is_abandoned(
     match: str,
 ) -> None:
     monkeypatch.setattr(client, "SILENCE", 0.15)
-    hub.fault("hang", match, times=1000, seconds=12)
+    hub.fault("hang", match, times=1000, seconds=600)
     start = time.monotonic()
     with hub_error(hub.endpoint, "try again later"):
         fetch(repo)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 300
     hung = 1000 - hub.faults[0].times
     assert hung * SILENCE + sum(waits) < LIMIT  # with the real limit
     hub.faults.clear()
@@ -504,7 +504,7 @@ def test_the_cache_is_used_when_the_server_is_silent(
 ) -> None:
     commit = fetch(repo).commit
     monkeypatch.setattr(client, "SILENCE", 0.15)
-    hub.fault("hang", "GET /api/models/", seconds=12)
+    hub.fault("hang", "GET /api/models/", seconds=600)
     start = time.monotonic()
     assert fetch(repo).commit == commit
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 300

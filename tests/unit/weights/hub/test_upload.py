@@ -337,11 +337,11 @@ def test_a_push_to_a_silent_server_ends(
     expected: str,
 ) -> None:
     monkeypatch.setattr(client, "SILENCE", 0.15)
-    hub.fault("hang", match, times=1000, seconds=12)
+    hub.fault("hang", match, times=1000, seconds=600)
     start = time.monotonic()
     with hub_error(expected):
         push(models[0], REPO)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 300
     hung = 1000 - hub.faults[0].times
     assert hung * SILENCE + sum(waits) < LIMIT  # with the real limit
     hub.faults.clear()
