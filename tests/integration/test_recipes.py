@@ -10,16 +10,18 @@ import timm
 import torch
 from integration.conftest import QUICK, Run
 from PIL import Image
-from timm.data import ImageNetInfo
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 
 from scalablevit_pl.experiment.invocation import CONFIG_FOLDERS, Invocation, find_config
 from scalablevit_pl.experiment.parsing import ParsedExperiment
 from scalablevit_pl.experiment.run import run_experiment
+from scalablevit_pl.preprocessing import Preprocessing
 
 RECIPES = sorted(path.name for path in (CONFIG_FOLDERS[1] / "recipes").glob("*.yaml"))
 SIZES = {
     "quickstart.yaml": 2_761_378,
     "fashion_mnist.yaml": 2_761_378,
+    "photos.yaml": 2_761_378,
     "imagenet_scalablevit_s.yaml": 32_000_472,
     "imagenet_scalablevit_b.yaml": 81_881_624,
     "imagenet_scalablevit_l.yaml": 109_288_840,
@@ -80,6 +82,15 @@ def test_the_imagenet_recipe_matches_the_paper() -> None:
     assert (augmentation["auto_augment"], augmentation["random_erasing"]) == ("rand-m9-mstd0.5-inc1", 0.25)
     assert (tuple(augmentation["scale"]), tuple(augmentation["ratio"])) == ((0.08, 1.0), (0.75, 4 / 3))
     assert {"input_size": 224, "crop_pct": 0.875, "interpolation": "bicubic"}.items() <= preprocessing.items()
+
+
+@pytest.mark.parametrize(("options", "size"), [([], 224), (["--data.preprocessing.input_size=64"], 64)])
+def test_photos_are_normalized_as_imagenet(options: list[str], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ParsedExperiment, "_set_seed", lambda parsed: None)
+    words = ["fit", "--config", str(find_config("recipes/photos.yaml")), "--run=x", *options]
+    data = ParsedExperiment(Invocation.parse(words)).build("data").data
+    assert data.preprocessing == Preprocessing(size)
+    assert (data.preprocessing.mean, data.preprocessing.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 @pytest.mark.parametrize("recipe", IMAGENET)
