@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 FETCH = "train_dataloader_next"  # end of Lightning's name for fetching a training batch
-SAVE = "save_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ class Throughput(pl.Callback):
             self.last_end = begin
         self.interrupted = False
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exclude a validation, or the end of an epoch with its pictures and the start of loader processes."""
+    def on_validation_start(self, *args: Any) -> None:
+        """Exclude a validation, a checkpoint, or the end of an epoch with its pictures and new loader processes."""
         self.interrupted = True
 
-    on_train_epoch_end = on_validation_start
+    on_train_epoch_end = on_save_checkpoint = on_validation_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,14 +109,17 @@ class Throughput(pl.Callback):
         return speed
 
 
-class FetchTimer(Profiler):
-    """Time a loop's requests for a batch, and forward every call to the configured profiler."""
+class FetchTimer:
+    """Time a loop's requests for a batch; everything else is the configured profiler's."""
 
     def __init__(self, inner: Profiler, throughput: Throughput) -> None:
-        super().__init__(inner.dirpath, inner.filename)
         self.inner = inner
         self.throughput = throughput
         self.begin = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the configured profiler."""
+        return getattr(self.inner, name)
 
     def start(self, action_name: str) -> None:
         """Start to time an action."""
@@ -128,22 +130,4 @@ class FetchTimer(Profiler):
         """Report an action."""
         if action_name.endswith(FETCH):
             self.throughput.on_fetch(self.begin, self.throughput.clock())
-        elif action_name == SAVE:
-            self.throughput.interrupted = True
         self.inner.stop(action_name)
-
-    def summary(self) -> str:
-        """Return the other profiler's summary."""
-        return self.inner.summary()
-
-    def describe(self) -> None:
-        """Let the other profiler report."""
-        self.inner.describe()
-
-    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
-        """Set the other profiler up."""
-        self.inner.setup(stage, local_rank, log_dir)
-
-    def teardown(self, stage: str | None) -> None:
-        """Tear the other profiler down."""
-        self.inner.teardown(stage)
