@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit_pl.models.fusion import onednn_linear
 from scalablevit_pl.models.kernels import attend, sum_patches
-from scalablevit_pl.profiling.measurement import Plan, failure_reason, full_float32
+from scalablevit_pl.profiling.measurement import Plan, full_float32
 from scalablevit_pl.profiling.networks import DTYPES
 from scalablevit_pl.profiling.report import describe, headline
 from scalablevit_pl.profiling.timing import time_interleaved
@@ -141,14 +141,12 @@ def rows(inputs: list[Tensor], ways: Mapping[str, Way], device: torch.device, pl
     """Measure the ways to compute a part and return their rows."""
     calls = {(name, passes): step for name, way in ways.items() for passes, step in enumerate(steps(inputs, way))}
     timings = time_interleaved(calls, device, plan.repeats, plan.seconds)
-    medians = {
-        key: statistics.median(samples) for key, samples in timings.samples.items() if key not in timings.failures
-    }
+    medians = {key: statistics.median(samples) for key, samples in timings.samples.items()}
     first = next(iter(ways))
 
     def cells(name: str, passes: int) -> list[str]:
         if (name, passes) in timings.failures:
-            return [failure_reason(timings.failures[name, passes])[:60], "–"]
+            return [timings.failures[name, passes][:60], "–"]
         taken = medians[name, passes]
         return [f"{1e3 * taken:.3f}", f"{taken / medians.get((first, passes), taken):.2f}"]
 

@@ -80,7 +80,7 @@ def row(result: Result, with_batch: bool) -> tuple[str, ...]:
 
 def table(title: str, results: Sequence[Result], with_batch: bool = False) -> str:
     """Format results as a table."""
-    matrix = next((result.matrix.operations_per_second / 1e12 for result in results if result.matrix), 0.0)
+    matrix = next((result.matrix_rate / 1e12 for result in results if result.matrix_rate), 0.0)
     rows = (row(result, with_batch) for result in results)
     return f"\n{title}; matrix products {matrix:.3g} Tflop/s:\n\n{markdown(HEADER, rows)}"
 

@@ -29,7 +29,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from scalablevit_pl.models.cost import count_by_operator
-from scalablevit_pl.profiling.matrix import MatrixRate, matrix_calls
+from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
 from scalablevit_pl.profiling.measurement import Plan, full_float32
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.report import describe, headline
@@ -205,10 +205,10 @@ def main() -> None:
                 profile_operators(step, device)
             )
         timings = time_interleaved(calls, device, options.repeats, 0.0)
-    for error in timings.failures.values():
-        raise error
+    if timings.failures:
+        sys.exit("; ".join(timings.failures.values()))
     median = {key: statistics.median(samples) for key, samples in timings.samples.items()}
-    rate = MatrixRate.of({side: median[side] for side in matrices}).operations_per_second
+    rate = best_rate({side: median[side] for side in matrices})
     sys.stdout.write(headline(describe([], device, Plan(options.repeats, 0.0))) + "\n")
     for setting, steps in seen.items():
         least = 2 * counts[setting].total() / rate

@@ -72,7 +72,7 @@ class Throughput(pl.Callback):
         """Exclude a validation, a checkpoint, or the end of an epoch with its pictures and new loader processes."""
         self.interrupted = True
 
-    on_train_epoch_end = on_save_checkpoint = on_validation_start
+    on_train_epoch_end = on_save_checkpoint = on_validation_start  # type: ignore[assignment]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -42,7 +42,7 @@ def profile(words: list[str]) -> None:
     results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
     if not any(result.seconds for result in results):
         reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
-        raise ValueError(f"nothing could be measured: {'; '.join(reasons)}") from results[0].error
+        raise ValueError(f"nothing could be measured: {'; '.join(reasons)}")
     record = describe(results, device, plan)
     write_record(record, report(results, record), options.json)
     if options.plot:

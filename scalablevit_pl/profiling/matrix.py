@@ -1,7 +1,6 @@
 """Products of large matrices: the rate a device can reach, as a reference for networks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -14,21 +13,12 @@ SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 LONGEST = 1.0
 
 
-@dataclass(frozen=True)
-class MatrixRate:
-    """The best rate of a square matrix product, its side, and the median seconds of a product by side.
+def best_rate(seconds: Mapping[int, float]) -> float:
+    """Return the best operations per second of products, given the seconds of each side.
 
     A multiply-add counts as two operations.
     """
-
-    operations_per_second: float
-    side: int
-    seconds: Mapping[int, float]
-
-    @classmethod
-    def of(cls, seconds: Mapping[int, float]) -> "MatrixRate":
-        """Select the best of at least one side."""
-        return cls(*max((2 * side**3 / taken, side) for side, taken in seconds.items()), seconds)
+    return max(2 * side**3 / taken for side, taken in seconds.items())
 
 
 def matrix_calls(dtype: torch.dtype, device: torch.device) -> dict[int, Callable[[], object]]:

@@ -2,9 +2,9 @@
 
 import gc
 import logging
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from scalablevit_pl.models.cost import count_multiply_adds, peak_memory
-from scalablevit_pl.profiling.matrix import MatrixRate, matrix_calls
+from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Build, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.timing import (
     Spread,
     Timings,
+    failure_reason,
     seconds_per_call,
     synchronize,
     time_interleaved,
-    without_frames,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ class Result:
         note: Why there are no times, or empty.
         samples: Seconds per call, one sample for each round.
         seconds: Their spread.
-        matrix: Rate of matrix products of the same type in the same rounds.
-        error: The error behind the note.
+        matrix_seconds: Median seconds of matrix products of the same type in the same rounds, by their side.
     """
 
     setting: Setting
@@ -60,8 +59,7 @@ class Result:
     seconds: Spread | None = None
     peak_memory: int | None = None
     compile_seconds: float | None = None
-    matrix: MatrixRate | None = None
-    error: Exception | None = field(default=None, compare=False, repr=False)
+    matrix_seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float | None:
@@ -69,13 +67,18 @@ class Result:
         return self.setting.batch_size / self.seconds.median if self.seconds else None
 
     @property
+    def matrix_rate(self) -> float | None:
+        """Operations per second of the best matrix product; None if large networks left no memory for any."""
+        return best_rate(self.matrix_seconds) if self.matrix_seconds else None
+
+    @property
     def fraction_of_matrix_rate(self) -> float | None:
         """Operations per second as a fraction of those of matrix products on the same device."""
-        if self.seconds is None or self.matrix is None or self.multiply_adds is None:
+        if self.seconds is None or self.matrix_rate is None or self.multiply_adds is None:
             return None
         multiply_adds = self.multiply_adds + (self.attention_multiply_adds or 0)
         operations = 2 * multiply_adds * PASSES[self.setting.mode] * self.setting.batch_size
-        return operations / self.seconds.median / self.matrix.operations_per_second
+        return operations / self.seconds.median / self.matrix_rate
 
 
 def measure(
@@ -121,10 +124,15 @@ def _measure_group(
 ) -> list[Result]:
     steps: dict[Setting, Callable[[], object]] = {}
     results = []
-    with many_compiled() if any(setting.compiled for setting in settings) else nullcontext():
+    compiled = any(setting.compiled for setting in settings)
+    if compiled:  # torch compiles the same code at most eight times, and then runs it uncompiled with only a warning
+        torch.compiler.reset()
+    with torch._dynamo.config.patch(cache_size_limit=256) if compiled else nullcontext():
         for setting in settings:
             results.append(_warm_up(setting, device, plan, build, steps))
-            release_memory(device)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
         products: dict[Key, Callable[[], object]] = {
             (precision, side): call
             for precision in sorted({setting.precision for setting in steps if with_matrices})
@@ -133,16 +141,6 @@ def _measure_group(
         wait_each = settings[0].batch_size == 1
         timings = time_interleaved({**steps, **products}, device, plan.repeats, plan.seconds, wait_each)
     return [_with_times(result, timings) if result.setting in steps else result for result in results]
-
-
-def many_compiled() -> AbstractContextManager[None]:
-    """Return a context in which torch compiles the same code for many networks, types and sizes.
-
-    Beyond torch's limit of eight, it would run uncompiled with only a warning. Earlier compilations are dropped.
-    """
-    torch.compiler.reset()
-    patch: AbstractContextManager[None] = torch._dynamo.config.patch(cache_size_limit=256)
-    return patch
 
 
 def _warm_up(
@@ -162,10 +160,9 @@ def _warm_up(
         for _ in range(plan.warmup - 1):
             case.step()
         synchronize(device)
-        peak = peak_memory(case.step, device) + case.held
+        peak = peak_memory(case.step, device) + sum(tensor.nbytes for tensor in case.tensors())
     except Exception as error:
-        logger.debug("%s", traceback.format_exc())
-        return replace(result, note=failure_reason(error, compiling), error=without_frames(error))
+        return replace(result, note=failure_reason(error, compiling))
     steps[setting] = case.step
     return replace(result, peak_memory=peak, compile_seconds=first if setting.compiled else None)
 
@@ -175,40 +172,18 @@ def _counts(network: nn.Module, setting: Setting) -> tuple[int | None, int | Non
     try:
         return count_multiply_adds(network.eval(), image_shape(network, setting))
     except Exception:
-        logger.debug("%s", traceback.format_exc())
+        logger.debug("%s cannot be counted", setting.network, exc_info=True)
         return None, None
 
 
 def _with_times(result: Result, timings: Timings[Key]) -> Result:
-    """Add the samples of a case and the rate of matrix products in its type."""
+    """Add the samples of a case and the times of matrix products in its type."""
     setting, samples = result.setting, timings.samples
     if setting in timings.failures:
-        error = timings.failures[setting]
-        return replace(result, note=failure_reason(error), error=error)
-    seconds = {
-        key[1]: Spread.of(samples[key]).median
+        return replace(result, note=timings.failures[setting])
+    products = {
+        key[1]: statistics.median(samples[key])
         for key in samples
-        if isinstance(key, tuple) and key[0] == setting.precision and key not in timings.failures
+        if isinstance(key, tuple) and key[0] == setting.precision
     }
-    matrix = MatrixRate.of(seconds) if seconds else None  # large networks may leave no memory for any product
-    return replace(result, samples=samples[setting], seconds=Spread.of(samples[setting]), matrix=matrix)
-
-
-def failure_reason(error: Exception, compiling: bool = False) -> str:
-    """Return in a few words why a case could not be measured, or compiled if the compiling step raised the error."""
-    text = str(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        return "out of memory"
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    # The compiling step can also raise an error of the network itself.
-    modules = [kind.__module__ for kind in type(error).__mro__]
-    compiler = any(module.startswith(("torch._dynamo", "torch._inductor")) for module in modules)
-    return f"does not compile: {line}" if compiling and compiler else line
-
-
-def release_memory(device: torch.device) -> None:
-    """Free memory that is no longer used."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    return replace(result, samples=samples[setting], seconds=Spread.of(samples[setting]), matrix_seconds=products)

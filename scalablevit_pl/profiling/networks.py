@@ -73,11 +73,6 @@ class Case(NamedTuple):
     step: Callable[[], object]
     tensors: Callable[[], Iterable[Tensor]]
 
-    @property
-    def held(self) -> int:
-        """Bytes that are kept between steps."""
-        return sum(tensor.nbytes for tensor in self.tensors())
-
 
 def check_networks(names: Iterable[str]) -> dict[str, Path]:
     """Check that networks exist, and return by name the folders of released models.

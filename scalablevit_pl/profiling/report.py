@@ -5,7 +5,7 @@ import platform
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,9 @@ def describe(results: Sequence[Result], device: torch.device, plan: Plan) -> dic
 
 
 def _case(result: Result) -> dict[str, Any]:
-    values = asdict(replace(result, error=None))  # the note has its text
-    del values["error"]
-    values["images_per_second"] = result.images_per_second
-    values["fraction_of_matrix_rate"] = result.fraction_of_matrix_rate
+    values = asdict(result)
+    for name in ("images_per_second", "matrix_rate", "fraction_of_matrix_rate"):
+        values[name] = getattr(result, name)
     return {**values.pop("setting"), **values}
 
 
@@ -100,13 +99,10 @@ def report(results: Sequence[Result], record: dict[str, Any]) -> str:
     parts = [f"{headline(record)}\n", _costs(results)]
     for title, group in groupby(results, lambda result: result.setting.title):
         rows = list(group)
-        parts.append(f"{title}{_matrix_rate(rows)}\n{table(rows)}")
+        rate = next((row.matrix_rate for row in rows if row.matrix_rate), None)
+        products = f"; matrix products {_number(rate / 1e9)} Gflop/s" if rate else ""
+        parts.append(f"{title}{products}\n{table(rows)}")
     return "\n".join([*parts, LEGEND])
-
-
-def _matrix_rate(results: Sequence[Result]) -> str:
-    matrix = next((result.matrix for result in results if result.matrix), None)
-    return f"; matrix products {_number(matrix.operations_per_second / 1e9)} Gflop/s" if matrix else ""
 
 
 def _costs(results: Sequence[Result]) -> str:

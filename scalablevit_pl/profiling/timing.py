@@ -1,6 +1,7 @@
 """Timing of several calls in interleaved rounds, so that whatever disturbs the machine affects all of them."""
 
 import gc
+import logging
 import math
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+logger = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -41,10 +43,10 @@ class Spread:
 
 
 class Timings(NamedTuple, Generic[Key]):
-    """Seconds per call, one sample for each round, and the error that ended a measurement, by key."""
+    """Seconds per call, one sample for each round, or else why a call could not be measured, by key."""
 
     samples: dict[Key, list[float]]
-    failures: dict[Key, Exception]
+    failures: dict[Key, str]
 
 
 def core_count() -> int:
@@ -87,14 +89,15 @@ def time_interleaved(
     order = random.Random(0)  # the same in every run
     with gc_disabled():
         for number in range(repeats + 1):
-            keys = [key for key in calls if key not in timings.failures]
+            keys = [*timings.samples]
             order.shuffle(keys)
             for key in keys:
                 try:
                     calls[key]()
                     sample = seconds_per_call(calls[key], counts[key], device, wait_each)
                 except Exception as error:
-                    timings.failures[key] = without_frames(error)
+                    timings.failures[key] = failure_reason(error)
+                    del timings.samples[key]
                     continue
                 if number == 0:
                     counts[key] = max(1, math.ceil(seconds / max(sample, 1e-9)))
@@ -103,13 +106,21 @@ def time_interleaved(
     return timings
 
 
-def without_frames(error: Exception) -> Exception:
-    """Remove the stack frames of an error and of its causes, since frames keep tensors alive."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
+def failure_reason(error: Exception, compiling: bool = False) -> str:
+    """Return in a few words why a call failed, or did not compile if the compiling one raised the error.
+
+    The error itself is not kept, because its frames keep tensors alive.
+    """
+    logger.debug("a call failed", exc_info=error)
+    text = str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    # The compiling call can also raise an error of the network itself.
+    modules = [kind.__module__ for kind in type(error).__mro__]
+    compiler = any(module.startswith(("torch._dynamo", "torch._inductor")) for module in modules)
+    return f"does not compile: {line}" if compiling and compiler else line
 
 
 @contextmanager
