@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,7 +13,7 @@ from scalablevit_pl.callbacks.progress import Progress
 from scalablevit_pl.callbacks.throughput import Throughput
 from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.commands.console import fail
-from scalablevit_pl.data.folders import describe_files, list_images
+from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.models.factory import build_stored
 from scalablevit_pl.tasks import TASKS, ReportData
@@ -62,22 +61,6 @@ def _check_out(out: Path, used: list[Path]) -> None:
     check_output("--out", out)
     if out.resolve() in {path.resolve() for path in used}:
         raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
-
-
-def find_images(sources: Iterable[Path]) -> list[Path]:
-    """Return image files as given, and those in given folders and below, sorted; log which files are left out."""
-    paths: list[Path] = []
-    for source in sources:
-        found = [source] if source.is_file() else []
-        if source.is_dir():
-            found, _, left_out = list_images(source)
-            if left_out:
-                logger.warning("left out of %s: %s", source, describe_files(left_out))
-        if not found:
-            missing = "holds no images" if source.is_dir() else "does not exist"
-            raise ValueError(f"{str(source)!r} {missing}: give image files or folders with images")
-        paths += found
-    return paths
 
 
 def _parse(options: list[str]) -> argparse.Namespace:

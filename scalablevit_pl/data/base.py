@@ -34,7 +34,7 @@ LEAST = {"batch_size": 1, "num_workers": 0, "repeats": 1, "shuffle_buffer": 1, "
 class BaseDataModule(pl.LightningDataModule, ABC):
     """Batches of images with targets from any source that Hugging Face `datasets` reads.
 
-    A batch is a dict with `image (B, 3, H, W)`, `index (B,)` (negative for fillers, which are not counted), `path`, and
+    A batch is a dict with `image (B, C, H, W)`, `index (B,)` (negative for fillers, which are not counted), `path`, and
     the targets of the subclass. Loaders yield images as bytes, which are normalized on the device. A training batch is
     a function of the run's seed, the epoch and the batch's number, for any number of workers and interruptions.
 
@@ -139,9 +139,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def transform(self, training: bool) -> JointTransform:
-        """Return the joint transform of an RGB image and its target (None in prediction).
+        """Return the joint transform of an image and its target (None in prediction).
 
-        Its result is a dict with the sample's targets and `image (3, H, W)`: bytes, or floats that are normalized.
+        Its result is a dict with the sample's targets and `image (C, H, W)`: bytes, or floats that are normalized.
         """
 
     def collate(self) -> Callable[[list[Sample]], Batch]:
@@ -198,7 +198,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         if part in ("train", "val") and self._split_names.validation(splits) is None:
             indices = self._cut(part, split, len(rows))
         transform, root = self.transform(training=part == "train"), local_folder(self.dataset)
-        reader = SampleReader(split, image_column, transform, targets, root, run_seed())
+        reader = SampleReader(split, image_column, transform, targets, root, run_seed(), self.preprocessing.channels)
         # In evaluation, the images around an unreadable one may be the unreadable ones of other processes.
         allowed = {"predict": 0, "train": self.max_unreadable}.get(part, self.max_unreadable * self._share()[0])
         return SplitImages(rows, reader, indices, attempts=allowed + 1)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassificationDataModule(BaseDataModule):
-    """Batches of a labelled image data set: `image (B, 3, H, W)`, `label (B,)` or soft `(B, K)`, `index (B,)`, `path`.
+    """Batches of a labelled image data set: `image (B, C, H, W)`, `label (B,)` or soft `(B, K)`, `index (B,)`, `path`.
 
     With random erasing, a loader's batch also holds `patch (B, 5)`. Training batches are erased and mixed on the
     device, in timm's order; mixing makes labels soft.
@@ -61,6 +61,8 @@ class ClassificationDataModule(BaseDataModule):
         super().__init__(dataset, preprocessing=preprocessing or Preprocessing(), **kwargs)
         if sampler is not None and self.streaming:
             raise ValueError(f"sampler={sampler!r} needs all labels, and a stream has none: set --data.streaming false")
+        if augmentation is not None and augmentation.auto_augment and self.preprocessing.channels == 4:
+            raise ValueError("auto_augment needs 1 or 3 channels: set --data.augmentation.auto_augment null")
         self.label_column = label_column
         self.table = None if labels is None else Path(labels).expanduser()
         self.augmentation = augmentation
@@ -119,7 +121,7 @@ class ClassificationDataModule(BaseDataModule):
         """Return a random batch like those of the train loader, which requires no data."""
         side = self.preprocessing.input_size
         return {
-            "image": torch.randint(256, (self.batch_size, 3, side, side), dtype=torch.uint8),
+            "image": torch.randint(256, (self.batch_size, self.preprocessing.channels, side, side), dtype=torch.uint8),
             "label": torch.randint(num_classes, (self.batch_size,)),
             "index": torch.arange(self.batch_size),
             "path": [""] * self.batch_size,

@@ -1,10 +1,12 @@
 """Find the image files in folders, and load those whose class is named by their folder or by a table."""
 
 import csv
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from scalablevit_pl.text import listed, nfc, one_line
 
 TABLES = ("labels.csv", "metadata.csv")
 COLUMNS = ("file_name", "label")
+
+logger = logging.getLogger(__name__)
 
 
 class ImageList(NamedTuple):
@@ -45,6 +49,28 @@ def list_images(folder: Path) -> ImageList:
     found, real = ImageList([], set(), Counter()), folder.resolve()
     _list_into(found, folder, {real, *real.parents})
     return found
+
+
+def find_images(sources: Iterable[str | Path]) -> list[Path]:
+    """Return image files as given, and those of patterns and folders, sorted; log which files are left out.
+
+    Raises:
+        ValueError: If a source does not exist or has no images.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found, _, left_out = list_images(source)
+            if left_out:
+                logger.warning("left out of %s: %s", source, describe_files(left_out))
+        else:
+            names = [source] if source.is_file() else sorted(glob(str(source), recursive=True))  # noqa: PTH207
+            found = [Path(name) for name in names if Path(name).is_file()]
+        if not found:
+            missing = "holds no images" if source.is_dir() else "does not exist"
+            raise ValueError(f"{str(source)!r} {missing}: give image files or folders with images")
+        paths += found
+    return paths
 
 
 def _list_into(found: ImageList, folder: Path, read: set[Path]) -> None:

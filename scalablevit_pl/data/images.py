@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scalablevit_pl.data.samplers import FILLER, Draw
-from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
+from scalablevit_pl.preprocessing import ImagePreprocessing, UnreadableImageError, decode_image
 from scalablevit_pl.randomness import preserved, seed_generators
 from scalablevit_pl.text import one_line
 
@@ -55,10 +55,11 @@ class SampleReader:
     Attributes:
         split: Name of the split, for error messages.
         image_column: Name of the image column.
-        transform: From an RGB image and its target to a sample with `image (3, H, W)`.
+        transform: From an image and its target to a sample with `image (C, H, W)`.
         targets: How targets are read; None if there are none.
         root: The data set's folder. Files that rows name must lie in it; None allows no files.
         seed: Seed of the transform's random numbers.
+        channels: Channels to decode images to.
     """
 
     split: str
@@ -67,6 +68,7 @@ class SampleReader:
     targets: Targets | None = None
     root: Path | None = None
     seed: int = 0
+    channels: int = 3
 
     @property
     def columns(self) -> list[str]:
@@ -82,7 +84,7 @@ class SampleReader:
             draw: For training: the transform is seeded by (seed, epoch, row, repeat).
         """
         stored = self.stored_image(index, row)
-        image, target = decode_image(stored.source, stored.name), self.target(index, row)
+        image, target = decode_image(stored.source, stored.name, self.channels), self.target(index, row)
         if draw is not None:
             seed_generators(self.seed, draw.epoch, index, draw.repeat)
         return self.transform(image, target) | {"index": index, "path": stored.path}
@@ -189,7 +191,7 @@ class SplitImages(Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Stack samples of one image size to a batch. Its images `(B, 3, H, W)` keep the memory layout of the samples."""
+    """Stack samples of one image size to a batch. Its images `(B, C, H, W)` keep the memory layout of the samples."""
     # Copied as they lie, channels last: rearranging bytes is the slower part, and a GPU does it faster.
     images: Tensor = default_collate([sample.pop("image").permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
     return {"image": images, **default_collate(samples)}
@@ -200,11 +202,11 @@ class ImageFiles(Dataset[Sample]):
 
     Args:
         paths: The files.
-        transform: From an RGB image to a tensor.
+        transform: The evaluation transform.
         strict: Raise an error for an unreadable image. Else it becomes a filler, and `unreadable` is its error.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: Transform, strict: bool = True) -> None:
+    def __init__(self, paths: Sequence[Path], transform: ImagePreprocessing, strict: bool = True) -> None:
         self.paths = paths
         self.transform = transform
         self.strict = strict
@@ -213,11 +215,12 @@ class ImageFiles(Dataset[Sample]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path, unreadable = str(self.paths[index]), ""
+        path, unreadable, channels = str(self.paths[index]), "", self.transform.channels
         try:
-            image = decode_image(path)
+            image = decode_image(path, channels=channels)
         except UnreadableImageError as error:
             if self.strict:
                 raise
-            image, index, unreadable = Image.new("RGB", (1, 1)), FILLER, one_line(error, None)
+            index, unreadable = FILLER, one_line(error, None)
+            image = decode_image(Image.new("L", (1, 1)), channels=channels)
         return {"image": self.transform(image), "index": index, "path": path, "unreadable": unreadable}

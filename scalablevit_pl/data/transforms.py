@@ -62,7 +62,7 @@ class Augmentation:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """Build timm's training transform up to bytes: an RGB image to `(3, input_size, input_size)`.
+    """Build timm's training transform up to bytes: an image to `(C, input_size, input_size)`.
 
     The rest, normalization and random erasing, is applied to whole batches: `Preprocessing.normalize` and `erase`.
     """
@@ -74,7 +74,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
 def reference_transform(
     preprocessing: Preprocessing, augmentation: Augmentation, use_prefetcher: bool = False
 ) -> Callable[[Image.Image], Tensor]:
-    """Build timm's own training transform: an RGB image to normalized `(3, input_size, input_size)`.
+    """Build timm's own training transform: an image to normalized `(C, input_size, input_size)`.
 
     Only posterizing to zero bits is fixed, which fails with Pillow 13. With `use_prefetcher` it stops at bytes, before
     normalization and erasing.
@@ -155,7 +155,7 @@ class _Canvas:
 
 
 def erase(images: Tensor, patches: Tensor) -> None:
-    """Fill patches of normalized images `(B, 3, H, W)` in place with standard normal noise.
+    """Fill patches of normalized images `(B, C, H, W)` in place with standard normal noise.
 
     The noise is a function of the patch's seed and the type of device only. `patches (B, 5)` of `PatchDraw` are on the
     CPU, images on any device.
@@ -175,7 +175,7 @@ class LabelledTransform:
     """From an image and its label to a sample with `image`, `label` if there is one, and `patch (5,)` if one is drawn.
 
     Attributes:
-        pixels: From an RGB image to bytes.
+        pixels: From an image to bytes.
         draw_patch: Called afterwards.
     """
 
@@ -183,7 +183,7 @@ class LabelledTransform:
     draw_patch: PatchDraw | None = None
 
     def __call__(self, image: Image.Image, label: int | None) -> dict[str, Any]:
-        """Return the sample of an RGB image."""
+        """Return the sample of an image."""
         sample = {"image": self.pixels(image)} | ({} if self.draw_patch is None else {"patch": self.draw_patch()})
         return sample if label is None else sample | {"label": label}
 

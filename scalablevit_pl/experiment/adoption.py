@@ -124,5 +124,7 @@ def _classifier_config(stored: StoredModel, arguments: Mapping[str, Any]) -> dic
 
 def _backbone_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those arguments of `create_model` that shape the backbone and differ from their defaults."""
+    if arguments.get("in_chans") is not None:
+        arguments = {**arguments, "in_channels": arguments["in_chans"]}
     defaults = {"window_pad": "mask", "expand_value": False, "in_channels": 3}
     return {name: arguments.get(name) for name, value in defaults.items() if arguments.get(name, value) != value}

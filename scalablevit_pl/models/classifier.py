@@ -138,7 +138,7 @@ class ImageClassifier(PretrainedNetwork):
         """
         from scalablevit_pl.preprocessing import read_preprocessing
 
-        return read_preprocessing(self.pretrained_cfg)
+        return read_preprocessing(self.pretrained_cfg, self.in_chans)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -167,7 +167,8 @@ class ImageClassifier(PretrainedNetwork):
         """Classify images.
 
         Args:
-            images: An image or several, each as `preprocess` takes it.
+            images: An image or several, each as `preprocess` takes it; or a folder or a pattern such as `photos/*.jpg`
+                for its image files, sorted by name.
             top_k: Number of labels to return, at most.
             batch_size: Images that go through the network at a time.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
-from scalablevit_pl.models.loading import LoadOptions, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import LoadOptions, adapt_channels, load_tensors, read_pretrained
 from scalablevit_pl.models.pretrained import PretrainedNetwork
 from scalablevit_pl.models.scalablevit import ScalableViT, scalablevit_b, scalablevit_l, scalablevit_nano, scalablevit_s
 
@@ -42,6 +42,7 @@ def create_model(
     expand_value: bool = False,
     in_channels: int = 3,
     grad_checkpointing: bool = False,
+    in_chans: int | None = None,
 ) -> ImageClassifier:
     """Build a randomly initialized classifier.
 
@@ -54,6 +55,7 @@ def create_model(
         expand_value: The variant of SSA that the published size of ScalableViT-S implies.
         in_channels: Channels of the images.
         grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
+        in_chans: timm's name of `in_channels`, which it overrides.
 
     Raises:
         ValueError: If the name is unknown or a value does not fit.
@@ -61,6 +63,7 @@ def create_model(
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: {_hint(name)}")
     build, default_head = MODELS[name]
+    in_channels = in_channels if in_chans is None else in_chans
     drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
     backbone = build(window_pad=window_pad, expand_value=expand_value, in_channels=in_channels, **drop_path)
     classifier = ImageClassifier(backbone, num_classes, default_head if head is None else head, name)
@@ -97,13 +100,18 @@ def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False
 
 
 def from_pretrained(
-    pretrained_model_name_or_path: str | Path, *, num_classes: int | None = None, **options: Unpack[LoadOptions]
+    pretrained_model_name_or_path: str | Path,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    **options: Unpack[LoadOptions],
 ) -> PretrainedNetwork:
     """Load a network of any task from a folder or from the Hugging Face Hub, in eval mode.
 
     Arguments and errors are those of `PretrainedNetwork.from_pretrained`.
     """
-    network: PretrainedNetwork = build_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
+    stored = adapt_channels(read_pretrained(pretrained_model_name_or_path, **options), in_chans)
+    network: PretrainedNetwork = build_stored(stored, num_classes)
     return network
 
 

@@ -50,6 +50,33 @@ def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpac
     return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
 
 
+def adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel":
+    """Return a stored network for images of another number of channels; None or its own number changes nothing.
+
+    The first layer's weights are summed for one channel, else repeated and scaled, as in timm.
+
+    Raises:
+        ValueError: If there is no such number.
+    """
+    description = stored.description
+    name, backbone = "backbone.stages.0.patch_embed.proj.weight", description.config.get("backbone", {})
+    if channels in (None, backbone.get("in_channels", 3)) or name not in stored.tensors:
+        return stored
+    if channels < 1:
+        raise ValueError(f"in_chans must be at least 1, got {channels}")
+    weight = stored.tensors[name]
+    count = weight.shape[1]
+    repeated = weight.repeat(1, -(-channels // count), 1, 1)[:, :channels] * (count / channels)
+    adapted = weight.float().sum(1, keepdim=True).to(weight.dtype) if channels == 1 else repeated
+    changed = replace(
+        description,
+        config=description.config | {"backbone": backbone | {"in_channels": channels}},
+        pretrained_cfg={},  # its statistics are of the other channels; the preprocessing has the new ones
+        preprocessing=description.preprocessing and description.preprocessing.with_channels(channels),
+    )
+    return replace(stored, description=changed, tensors=stored.tensors | {name: adapted})
+
+
 def build_module(build: Callable[[], Module], stored: "StoredModel", device: str = "meta") -> Module:
     """Build the network, or a part of it, that a description describes; on the meta device nothing takes memory.
 

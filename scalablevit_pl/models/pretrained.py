@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import LoadOptions, adapt_channels, build_module, load_tensors, read_pretrained
 
 if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other imports are where they are used
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other impo
     from scalablevit_pl.weights.card import CardSubject
     from scalablevit_pl.weights.stored import Description, StoredModel
 
-    ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+    ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class PretrainedNetwork(nn.Module):
         pretrained_model_name_or_path: str | Path,
         *,
         num_classes: int | None = None,
+        in_chans: int | None = None,
         **options: Unpack[LoadOptions],
     ) -> Self:
         """Load a network from a folder or from the Hugging Face Hub, in eval mode.
@@ -73,12 +75,15 @@ class PretrainedNetwork(nn.Module):
         Args:
             pretrained_model_name_or_path: A folder with `model.safetensors` and `config.json`, or `owner/name`.
             num_classes: Another number of classes than the model's gives it a new, random last layer.
+            in_chans: For another number of channels than the model's, the weights of the first layer are summed or
+                repeated, and the averages of the preprocessing's mean and std are used.
             **options: See `LoadOptions`.
 
         Raises:
             ValueError: If there is no such model, or it cannot be read or loaded; the message says what to do.
         """
-        return cls.from_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
+        stored = adapt_channels(read_pretrained(pretrained_model_name_or_path, **options), in_chans)
+        return cls.from_stored(stored, num_classes)
 
     @classmethod
     def from_stored(cls, stored: "StoredModel", num_classes: int | None = None) -> Self:
@@ -208,26 +213,32 @@ class PretrainedNetwork(nn.Module):
         }
 
     def preprocess(self, image: "ImageLike") -> Tensor:
-        """Transform an image as in training: `(3, H, W)`, float32, on the CPU.
+        """Transform an image as in training: `(C, H, W)`, float32, on the CPU.
 
         Args:
-            image: Path of a file, a PIL image, or an array of bytes `(H, W)` or `(H, W, 3)`.
+            image: Path of a file, a PIL image, or an array or tensor of bytes `(H, W)`, `(H, W, C)` or `(C, H, W)`.
 
         Raises:
-            ValueError: If it is not an image or cannot be read, or the network does not take RGB images.
+            ValueError: If it is not an image or cannot be read, or the network takes other channels than its
+                preprocessing returns.
         """
         from scalablevit_pl.preprocessing import open_image
 
-        if self.in_chans != 3:
-            raise ValueError(f"images have 3 channels and this network takes {self.in_chans}: preprocess them yourself")
-        transformed: Tensor = self.preprocessing(open_image(image))
+        preprocessing = self.preprocessing
+        channels = getattr(preprocessing, "channels", 3)  # a user's own transform takes RGB images
+        if channels != self.in_chans:
+            raise ValueError(
+                f"images have {channels} channels and this network takes {self.in_chans}: preprocess them yourself"
+            )
+        transformed: Tensor = preprocessing(open_image(image, channels))
         return transformed
 
     def predict(self, images: "ImageLike | Sequence[ImageLike]", batch_size: int = 32) -> list[Any]:
         """Run the network on images and return the output for each.
 
         Args:
-            images: An image or several, each as `preprocess` takes it.
+            images: An image or several, each as `preprocess` takes it; or a folder or a pattern such as `photos/*.jpg`
+                for its image files, sorted by name.
             batch_size: Images that go through the network at a time.
 
         Raises:
@@ -244,11 +255,20 @@ class PretrainedNetwork(nn.Module):
         self.eval()
         try:
             with torch.inference_mode():
-                for batch in _batches(map(self.preprocess, several), batch_size):
+                for batch in _batches(map(self.preprocess, chain.from_iterable(map(_files, several))), batch_size):
                     yield self(batch.to(weight.device, weight.dtype))
         finally:
             for module, training in modes.items():  # a part of it may be frozen in eval mode
                 module.training = training
+
+
+def _files(image: Any) -> Sequence[Any]:
+    """Return the image files of a folder or pattern, or the image itself."""
+    if not isinstance(image, str | Path) or Path(image).is_file():
+        return [image]
+    from scalablevit_pl.data.folders import find_images
+
+    return find_images([image])
 
 
 def _batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:

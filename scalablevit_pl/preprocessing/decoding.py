@@ -1,4 +1,4 @@
-"""From an encoded image to RGB."""
+"""From an encoded image to an image of 1, 3 or 4 channels."""
 
 import contextlib
 import importlib
@@ -6,10 +6,12 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 # Pillow's names of the formats that are read, and HEIF, which pillow-heif adds. The others start programs to decode an
 # image (EPS, WMF), have no decoder (BUFR, GRIB, HDF5, MPEG), contain measurements or metadata (FITS, MCIDAS, SPIDER,
@@ -20,22 +22,25 @@ FORMATS = (
     "DCX", "DDS", "BLP", "FTEX", "QOI", "SGI", "SUN", "PIXAR", "MSP", "XBM", "XPM", "GBR", "FLI", "TGA", "DIB",
 )
 # fmt: on
+# Pillow's mode of images by their number of channels. Those of RGBX are independent: RGBA would weight by the fourth.
+MODES = {1: "L", 3: "RGB", 4: "RGBX"}
 
 
 class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the file or row."""
 
 
-def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Image.Image:
-    """Decode an image to RGB, upright according to its EXIF orientation.
+def decode_image(source: bytes | str | Path | Image.Image, name: str = "", channels: int = 3) -> Image.Image:
+    """Decode an image to RGB, or another number of channels, upright according to its EXIF orientation.
 
     Training, evaluation and prediction all decode here and thus see the same pixels. Transparency is dropped as by
-    `Image.convert("RGB")`; 16-bit grayscale keeps its upper eight bits. Floating-point pixels must lie between 0 and 1,
-    or be whole numbers up to 255.
+    `Image.convert("RGB")`, unless there are four channels; 16-bit grayscale keeps its upper eight bits. Floating-point
+    pixels must lie between 0 and 1, or be whole numbers up to 255.
 
     Args:
         source: Encoded bytes, the path of a file, or an opened image.
         name: Name of the image in an error message; by default the path.
+        channels: 1 for grayscale, 3 for RGB, 4 for RGBA.
 
     Raises:
         UnreadableImageError: If the image is missing, damaged, truncated or of unknown format.
@@ -45,10 +50,10 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "") -> Im
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd EXIF data and palettes; real damage raises an error
             if isinstance(source, Image.Image):
-                return _to_rgb(ImageOps.exif_transpose(source))
+                return _convert(ImageOps.exif_transpose(source), MODES[channels])
             image = _open(source)
             ImageOps.exif_transpose(image, in_place=True)  # no copy: nothing else holds the image
-            return _to_rgb(image)
+            return _convert(image, MODES[channels])
     except Exception as error:  # Pillow's decoders raise many types
         raise UnreadableImageError(f"cannot read {name}: {error}; repair or delete it") from error
 
@@ -100,7 +105,7 @@ def _open(source: bytes | str | Path) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         pixels = np.asarray(image, dtype=np.uint32)
         image = Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8))
@@ -108,7 +113,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(_float_bytes(np.asarray(image)))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
+    if image.mode == mode:
+        return image  # convert would copy it
+    return image.convert(mode) if mode != "RGBX" else Image.merge(mode, image.convert("RGBA").split())
 
 
 def _float_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -121,20 +128,38 @@ def _float_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     raise ValueError(f"its pixels are from {low:g} to {high:g}, neither from 0 to 1 nor whole numbers up to 255")
 
 
-def open_image(source: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
-    """Return an RGB image from a file, encoded bytes, an opened image or an array of bytes `(H, W)` or `(H, W, 3)`.
+def open_image(source: str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor, channels: int = 3) -> Image.Image:
+    """Return an image of some channels from a file, encoded bytes, an opened image, or an array or tensor of bytes.
+
+    An array is `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels. Where both are possible, a tensor has the
+    channels first and an array has them last.
 
     Raises:
         ValueError: If it is not one of these, or cannot be read.
     """
     if isinstance(source, str | Path | bytes | Image.Image):
-        return decode_image(source)
+        return decode_image(source, channels=channels)
     what = repr(type(source).__name__)
-    if isinstance(source, np.ndarray):
-        what = f"an array {source.shape} of {source.dtype}"
-        if source.dtype == np.uint8 and source.size and source.ndim > 1 and source.shape[2:] in ((), (3,), (4,)):
-            return decode_image(Image.fromarray(source))
+    if isinstance(source, np.ndarray | Tensor):
+        what = f"an array {tuple(source.shape)} of {source.dtype}"
+        pixels = _arrange(source)
+        if pixels is not None:
+            return decode_image(Image.fromarray(pixels), channels=channels)
     raise ValueError(
-        f"{what} is not an image: give a path, a PIL image, or an array (H, W) or (H, W, 3) of uint8 "
-        "(call the network itself on a preprocessed tensor)"
+        f"{what} is not an image: give a path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of uint8 with "
+        "1, 3 or 4 channels (call the network itself on a preprocessed tensor)"
     )
+
+
+def _arrange(source: NDArray[Any] | Tensor) -> NDArray[np.uint8] | None:
+    """Return bytes as `(H, W)` or `(H, W, C)`, or None if they are not those of an image."""
+    if str(source.dtype).removeprefix("torch.") != "uint8" or 0 in source.shape:
+        return None
+    pixels = source.cpu().numpy() if isinstance(source, Tensor) else source
+    if pixels.ndim != 3:
+        return pixels if pixels.ndim == 2 else None
+    for axis in (0, 2) if isinstance(source, Tensor) else (2, 0):
+        if pixels.shape[axis] in MODES:
+            pixels = np.moveaxis(pixels, axis, 2)
+            return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    return None

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from statistics import fmean
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -12,9 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from scalablevit_pl.preprocessing.decoding import MODES
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+COLORS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 # Far beyond the images of any network: a larger resize would only exhaust the memory.
 LARGEST_SIDE = 16384
 # Only the center of a longer image is resized for a center crop.
@@ -22,13 +26,13 @@ LARGEST_RATIO = 64
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return the bytes `(3, H, W)` of an RGB image in the memory layout of images, channels last."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """Return the bytes `(C, H, W)` of an image in the memory layout of images, channels last."""
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=32)
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return one number per channel as `(3, 1, 1)`; cached, since a GPU would wait for each copy."""
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one number per channel as `(C, 1, 1)`; cached, since a GPU would wait for each copy."""
     with torch.inference_mode(False):  # it may be needed outside of it later
         return torch.tensor(values, device=device)[:, None, None]
 
@@ -38,7 +42,8 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 class ImagePreprocessing:
     """An evaluation transform as a record of plain values, which travels with the weights.
 
-    Each kind is a frozen dataclass with `interpolation`, `mean` and `std` among its fields.
+    Each kind is a frozen dataclass with `interpolation`, `mean` and `std` among its fields. The entries of `mean` and
+    `std` are the channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA.
 
     Attributes:
         kind: Name of the transform in records.
@@ -51,17 +56,33 @@ class ImagePreprocessing:
         if values.interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation must be one of {get_args(Interpolation)}, got {values.interpolation!r}")
         mean, std = list(values.mean), list(values.std)
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean and std must have three entries, got {mean} and {std}")
+        if len(mean) not in MODES or len(std) != len(mean):
+            raise ValueError(f"mean and std must have 1, 3 or 4 entries, one for each channel, got {mean} and {std}")
         if not all(0.0 < value < math.inf for value in std) or not all(map(math.isfinite, mean)):
             raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        values: Any = self
+        return len(values.mean)
+
+    def with_channels(self, channels: int) -> Self:
+        """Return the record for another number of channels: each has the average mean and standard deviation.
+
+        Images of other than 1, 3 or 4 channels have no record: this one is returned.
+        """
+        values: Any = self
+        if channels == self.channels or channels not in MODES:
+            return self
+        return replace(self, **{name: (fmean(getattr(values, name)),) * channels for name in ("mean", "std")})
+
     def __call__(self, image: Image.Image) -> Tensor:
-        """Transform an RGB image of any size to `(3, H, W)`, float32, normalized."""
+        """Transform an image of any size to `(C, H, W)`, float32, normalized."""
         return self.normalize(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Transform an RGB image of any size to bytes `(3, H, W)`, before normalization."""
+        """Transform an image of any size to bytes `(C, H, W)`, before normalization."""
         raise NotImplementedError
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -69,7 +90,7 @@ class ImagePreprocessing:
         raise NotImplementedError
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalize bytes `(…, 3, H, W)` of any memory layout to contiguous float32."""
+        """Normalize bytes `(…, C, H, W)` of any memory layout to contiguous float32."""
         images = torch.empty(pixels.shape, device=pixels.device)
         if pixels.ndim == 4 and pixels.device.type == "cpu":
             for image, one in zip(images, pixels, strict=True):  # one image fits into the cache
@@ -83,7 +104,7 @@ class ImagePreprocessing:
         torch.div(pixels, 255.0, out=images).sub_(mean).div_(std)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """Undo `normalize`: normalized images `(…, 3, H, W)` to bytes."""
+        """Undo `normalize`: normalized images `(…, C, H, W)` to bytes."""
         mean, std = self._statistics(images.device)
         return ((images * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
@@ -127,8 +148,8 @@ class Preprocessing(ImagePreprocessing):
         input_size: Side of the square that the network sees, in pixels.
         crop_pct: Side of the center crop as a fraction of the resized short side.
         interpolation: Filter of the resize.
-        mean: Mean of each RGB channel, for pixels from 0 to 1.
-        std: Standard deviation of each RGB channel, likewise.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -139,8 +160,8 @@ class Preprocessing(ImagePreprocessing):
     input_size: int = 224
     crop_pct: float = 0.875
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         _check_pixels("input_size", self.input_size)
@@ -153,7 +174,7 @@ class Preprocessing(ImagePreprocessing):
         super().__post_init__()
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop an RGB image of any size to bytes `(3, input_size, input_size)`, before normalization."""
+        """Resize and crop an image of any size to bytes `(C, input_size, input_size)`, before normalization."""
         image = _cut_thin(image)
         height, width = _resized(image.height, image.width, math.floor(self.input_size / self.crop_pct))
         image = _resize(image, (width, height), self.interpolation)
@@ -167,7 +188,9 @@ class Preprocessing(ImagePreprocessing):
     def summary(self) -> dict[str, str]:
         """Describe the transform for people, as rows of a table."""
         size, short = self.input_size, math.floor(self.input_size / self.crop_pct)
-        what = f"RGB, short side resized to {short} ({self.interpolation}), center crop {size}×{size}"
+        what = (
+            f"{COLORS[self.channels]}, short side resized to {short} ({self.interpolation}), center crop {size}×{size}"
+        )
         return {"input": what} | super().summary()
 
 
@@ -182,8 +205,8 @@ class DensePreprocessing(ImagePreprocessing):
         long_side: Largest long side; an image that would exceed it is resized to it.
         divisor: Height and width are padded to a multiple of this.
         interpolation: Filter of the resize.
-        mean: Mean of each RGB channel, for pixels from 0 to 1.
-        std: Standard deviation of each RGB channel, likewise.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -195,8 +218,8 @@ class DensePreprocessing(ImagePreprocessing):
     long_side: int = 2048
     divisor: int = 32
     interpolation: Interpolation = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side", "divisor"):
@@ -208,12 +231,12 @@ class DensePreprocessing(ImagePreprocessing):
         super().__post_init__()
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and pad an RGB image of any size to bytes `(3, H, W)`, before normalization."""
+        """Resize and pad an image of any size to bytes `(C, H, W)`, before normalization."""
         height, width = self.resized_size((image.height, image.width))
         return self.pad(to_pixels(_resize(image, (width, height), self.interpolation)))
 
     def pad(self, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Pad bytes `(3, H, W)` right and bottom to a size, by default to the next multiples of `divisor`."""
+        """Pad bytes `(C, H, W)` right and bottom to a size, by default to the next multiples of `divisor`."""
         height, width = pixels.shape[1:]
         color = torch.tensor(self.mean).mul(255.0).round().clamp(0, 255).to(torch.uint8)
         padded = color.repeat(*(size or self._multiples(height, width)), 1).permute(2, 0, 1)
@@ -244,7 +267,7 @@ class DensePreprocessing(ImagePreprocessing):
 
     def summary(self) -> dict[str, str]:
         """Describe the transform for people, as rows of a table."""
-        what = f"RGB, short side resized to {self.short_side}, long side at most {self.long_side} "
+        what = f"{COLORS[self.channels]}, short side resized to {self.short_side}, long side at most {self.long_side} "
         what += f"({self.interpolation}), padded to multiples of {self.divisor}"
         return {"input": what} | super().summary()
 
@@ -295,8 +318,10 @@ def read_record(values: Mapping[str, Any]) -> ImagePreprocessing:
     return kinds[kind].from_dict(values)
 
 
-def read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing that a timm network's `pretrained_cfg` describes.
+def read_preprocessing(cfg: Mapping[str, Any], channels: int = 3) -> Preprocessing:
+    """Return the preprocessing that a timm network's `pretrained_cfg` describes, for images of some channels.
+
+    A network may take another number of channels than its description has statistics for: see `with_channels`.
 
     Raises:
         ValueError: If it is not a square center crop.
@@ -304,4 +329,5 @@ def read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
     sides, mode = tuple(cfg["input_size"])[1:], cfg.get("crop_mode") or "center"
     if len(sides) != 2 or sides[0] != sides[1] or mode != "center":
         raise ValueError(f"only square center crops are supported, got images of {sides} pixels and crop_mode={mode!r}")
-    return Preprocessing(sides[0], cfg["crop_pct"], cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"]))
+    record = Preprocessing(sides[0], cfg["crop_pct"], cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"]))
+    return record.with_channels(channels)

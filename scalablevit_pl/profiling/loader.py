@@ -51,10 +51,10 @@ def loader_builders(datamodule: BaseDataModule, images: Sequence[Stored], folder
     """Return functions that build the loaders to compare, given the number of loader processes.
 
     `ours` is the train loader. `theirs` is `ImageFolder` with timm's transform on the same images, with the same batch
-    size and augmentation; only a `ClassificationDataModule` has it.
+    size and augmentation; only a `ClassificationDataModule` of RGB images has it.
     """
     builders: dict[str, Builder] = {"ours": partial(_our_loader, datamodule)}
-    if isinstance(datamodule, ClassificationDataModule):
+    if isinstance(datamodule, ClassificationDataModule) and datamodule.preprocessing.channels == 3:
         for number, (image, label) in enumerate(images):
             place = folder / f"{label:05}"
             place.mkdir(exist_ok=True)
@@ -173,7 +173,7 @@ def _time_batch(datamodule: BaseDataModule, number: int) -> dict[str, float]:
     for position, (image, target) in enumerate(_stored(datamodule, STAGE_BATCH)):
         content = image.read()
         clock.done("read")
-        pixels = decode_image(content, image.name)
+        pixels = decode_image(content, image.name, datamodule.preprocessing.channels)
         clock.done("decode")
         seed_generators(number, position, 0)
         clock.done("augment")

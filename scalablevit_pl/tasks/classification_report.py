@@ -51,6 +51,7 @@ class ClassificationReport(Report):
 
     def _pixels(self, image: Tensor) -> Tensor:
         pixels: Tensor = self.data.preprocessing.denormalize(image.float())
+        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
         return pixels.permute(1, 2, 0).contiguous().cpu()
 
     def gather(self) -> None:

@@ -203,7 +203,8 @@ def _read_classifier(content: Mapping[str, Any]) -> Description:
     cfg |= {"num_classes": config["num_classes"]} | ({} if names is None else {"label_names": names})
     defaults = Preprocessing()
     size = {"input_size": (3, defaults.input_size, defaults.input_size)}
-    return Description(CLASSIFICATION, config, names, read_preprocessing(defaults.to_dict() | size | cfg), cfg)
+    preprocessing = read_preprocessing(defaults.to_dict() | size | cfg, config["backbone"].get("in_channels", 3))
+    return Description(CLASSIFICATION, config, names, preprocessing, cfg)
 
 
 def _read_labels(content: Mapping[str, Any]) -> list[str] | None:

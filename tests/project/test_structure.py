@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "timm": {"models"},
     "callbacks": {"models", "plotting", "run_folder", "storage", "tasks", "text", "weights"},
     "__init__": {"data", "models", "tasks"},
-    "models": {"preprocessing", "text", "weights"},
+    "models": {"data", "preprocessing", "text", "weights"},
     "data": {"preprocessing", "randomness", "text", "weights"},
     "tasks": {"optim", "plotting", "randomness", "storage", "text"},
     "weights": {"preprocessing", "run_folder", "storage", "text"},

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scalablevit_pl.commands.predict import _check_out, _parse, find_images, predict_files
+from scalablevit_pl.commands.predict import _check_out, _parse, predict_files
+from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.models import create_model
 
 

@@ -192,6 +192,30 @@ def test_images_of_all_modes_form_a_batch(augmentation: Augmentation | None, tmp
     assert batch["image"].isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_have_the_channels_of_the_preprocessing(channels: int, tmp_path: Path) -> None:
+    images = [Image.new(mode, (9, 7), 99) for mode in ("L", "RGB", "RGBA", "I;16")]
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number, image in enumerate(images):
+            image.save(tmp_path / label / f"{number}.png")
+    preprocessing = Preprocessing(8, mean=(0.5,) * channels, std=(0.5,) * channels)
+    augmentation = Augmentation(auto_augment=None, mixup=0.0, cutmix=0.0, random_erasing=1.0)
+    data = make_data(tmp_path, preprocessing=preprocessing, augmentation=augmentation, val_fraction=0.5, batch_size=2)
+    batches = finished(data, [*data.train_dataloader(), *data.val_dataloader(), data.example_batch(2)])
+    assert {batch["image"].shape for batch in batches} == {(2, channels, 8, 8)}
+    assert all(batch["image"].isfinite().all() for batch in batches)
+
+
+def test_automatic_augmentation_of_four_channels_is_refused() -> None:
+    preprocessing = Preprocessing(mean=(0.5,) * 4, std=(0.5,) * 4)
+    with pytest.raises(
+        ValueError, match=r"auto_augment needs 1 or 3 channels: set --data\.augmentation\.auto_augment null"
+    ):
+        ClassificationDataModule("x", preprocessing=preprocessing)
+    ClassificationDataModule("x", preprocessing=preprocessing, augmentation=None)
+
+
 def test_mixing_softens_labels_in_training_only(make_parquet: MakeFiles) -> None:
     data = make_data(make_parquet({"train": 8, "val": 8, "test": 8}), augmentation=MIXED)
     data.setup("test")

@@ -197,6 +197,15 @@ def test_image_files_are_samples_without_targets(make_folders: MakeFiles) -> Non
     assert [files[row]["unreadable"] for row in (0, 1)] == ["", ""]
 
 
+def test_image_files_have_the_channels_of_the_preprocessing(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.png", "2.png")
+    (folder / "2.png").write_bytes(b"no image")
+    preprocessing = Preprocessing(4, mean=(0.5,), std=(0.5,))
+    files = ImageFiles([folder / "1.png", folder / "2.png"], preprocessing, strict=False)
+    assert torch.equal(files[0]["image"], preprocessing(decode_image(folder / "1.png", channels=1)))
+    assert files[1]["image"].shape == (1, 4, 4)
+
+
 def test_an_unreadable_image_file_is_a_filler_with_its_error_or_raises_it(make_folders: MakeFiles) -> None:
     folder = make_folders("1.png", "2.png")
     (folder / "2.png").write_bytes(b"no image")

@@ -59,6 +59,25 @@ def partners(soft_label: Tensor, own: int) -> tuple[float, int]:
     return soft_label[own].item(), (others or [own])[0]
 
 
+def test_images_of_one_channel_are_augmented_as_by_timm() -> None:
+    preprocessing = Preprocessing(28, mean=(0.3,), std=(0.2,))
+    augmentation = Augmentation(random_erasing=0.0)
+    image, ours = noise(70, 50).convert("L"), train_transform(preprocessing, augmentation)
+    theirs = reference_transform(preprocessing, augmentation)
+    for value in range(60):
+        seed(value)
+        pixels = ours(image)
+        seed(value)
+        assert torch.equal(preprocessing.normalize(pixels), theirs(image))
+
+
+def test_images_of_four_channels_are_cropped_flipped_and_jittered() -> None:
+    preprocessing = Preprocessing(28, mean=(0.5,) * 4, std=(0.2,) * 4)
+    transform = train_transform(preprocessing, Augmentation(auto_augment=None))
+    image = Image.merge("RGBX", [*noise(70, 50).split(), noise(70, 50).convert("L")])
+    assert transform(image).shape == (4, 28, 28)
+
+
 def test_training_crops_a_thin_image_before_it_is_resized() -> None:
     transform = train_transform(Preprocessing(28), Augmentation(auto_augment=None))
     for size in ((1, 50_000), (50_000, 1)):

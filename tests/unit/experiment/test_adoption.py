@@ -82,6 +82,7 @@ def test_an_adopted_network_can_be_adopted_again() -> None:
         ({"window_pad": "zero"}, "window_pad is 'zero' in the recipe and 'mask' in the weights"),
         ({"expand_value": True}, "expand_value is True in the recipe and False in the weights"),
         ({"in_channels": 1}, "in_channels is 1 in the recipe and 3 in the weights"),
+        ({"in_chans": 1}, "in_channels is 1 in the recipe and 3 in the weights"),
     ],
 )
 def test_a_recipe_for_another_network_is_refused(arguments: dict[str, Any], sentence: str) -> None:

@@ -92,6 +92,12 @@ def test_create_model_forwards_its_arguments() -> None:
     assert not any(stage.grad_checkpointing for stage in on_meta("scalablevit_nano").backbone.stages)
 
 
+def test_create_model_accepts_timms_name_of_the_channels() -> None:
+    assert on_meta("scalablevit_nano", in_chans=4).in_chans == 4
+    assert on_meta("scalablevit_nano", in_chans=4, in_channels=1).in_chans == 4
+    assert on_meta("scalablevit_nano", in_channels=1).in_chans == 1
+
+
 @pytest.mark.parametrize(
     ("name", "head"), [("scalablevit_nano", LinearHead), ("scalablevit_s", MlpHead), ("scalablevit_l", MlpHead)]
 )

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from small_networks import LABELS, PREPROCESSING, annotate, contents, images, small
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, PretrainedNetwork, ScalableViT
@@ -381,8 +382,7 @@ def test_predictions_hold_no_graph(model: ImageClassifier) -> None:
     "source",
     [
         np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4, 2), np.uint8),
-        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((5, 5, 2), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((0, 4, 3), np.uint8),
         torch.zeros(3, 4, 4),
@@ -397,22 +397,75 @@ def test_anything_but_an_image_is_refused(model: ImageClassifier, source: Any) -
             call(source)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_an_unreadable_image_is_named(model: ImageClassifier, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_an_unreadable_image_is_named(model: ImageClassifier, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.png"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     for several in (path, str(path), [PIXELS, path]):
         with pytest.raises(ValueError, match=r"cannot read .*broken\.png"):
             model.predict(several)
 
 
+def test_folders_and_patterns_are_predicted_like_their_files(model: ImageClassifier, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("b/2.png", "a.png", "b/1.png")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(PIXELS // (4 * number + 1)).save(path)
+    (tmp_path / "b/notes.txt").write_text("")
+    two, first, one = ([dict(row) for row in model.predict(path)] for path in paths)
+    assert one[0] != pytest.approx(two[0], rel=1e-2)
+    assert_predicts(model.predict(tmp_path / "b"), one + two)
+    assert_predicts(model.predict(f"{tmp_path}/**/*.png"), first + one + two)
+    assert_predicts(model.predict([paths[0], str(tmp_path / "b" / "[12].png")]), two + one + two)
+    for missing in ("none.png", "*.gif"):
+        with pytest.raises(ValueError, match=f"{re.escape(missing)}' does not exist: give image files or folders"):
+            model.predict(tmp_path / missing)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_network_of_other_channels_refuses_images(channels: int) -> None:
+def test_a_network_of_other_channels_takes_images_of_them(channels: int, tmp_path: Path) -> None:
     model = small(in_channels=channels)
+    assert model.preprocessing == Preprocessing().with_channels(channels)
+    assert model.preprocess(PIXELS).shape == (channels, 224, 224)
+    pixels = np.repeat(PIXELS[..., :1], channels, axis=2)
+    expected = model.predict(pixels)
+    for image in (pixels.transpose(2, 0, 1), torch.from_numpy(pixels), Image.fromarray(pixels.squeeze())):
+        assert_predicts(model.predict(image), [dict(row) for row in expected])
+    model.save_pretrained(tmp_path / "model")
+    again = ImageClassifier.from_pretrained(tmp_path / "model")
+    assert_predicts(again.predict(pixels), [dict(row) for row in expected])
+
+
+def test_a_network_of_channels_that_images_do_not_have_refuses_them() -> None:
+    model = small(in_channels=5)
     for call in (model.preprocess, model.predict):
-        with pytest.raises(ValueError, match=f"images have 3 channels and this network takes {channels}: preprocess"):
+        with pytest.raises(ValueError, match="images have 3 channels and this network takes 5: preprocess"):
             call(PIXELS)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_a_pretrained_network_is_adapted_to_other_channels_as_by_timm(
+    model: ImageClassifier, channels: int, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    other = ImageClassifier.from_pretrained(tmp_path / "model", in_chans=channels)
+    assert other.in_chans == other.backbone.in_channels == channels
+    ours, theirs = other.state_dict(), model.state_dict()
+    first = "backbone.stages.0.patch_embed.proj.weight"
+    assert torch.allclose(ours.pop(first), adapt_input_conv(channels, theirs.pop(first)))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert other.preprocessing == model.preprocessing.with_channels(channels)
+    assert other.class_names == model.class_names
+    other.save_pretrained(tmp_path / "other")
+    again = ImageClassifier.from_pretrained(tmp_path / "other", in_chans=channels)
+    assert (again.in_chans, again.preprocessing) == (channels, other.preprocessing)
+
+
+def test_a_network_needs_at_least_one_channel(model: ImageClassifier, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    assert ImageClassifier.from_pretrained(tmp_path / "model", in_chans=3).preprocessing == model.preprocessing
+    with pytest.raises(ValueError, match="in_chans must be at least 1, got 0"):
+        ImageClassifier.from_pretrained(tmp_path / "model", in_chans=0)
 
 
 def test_a_loaded_network_predicts_like_the_saved_one(model: ImageClassifier, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import GifImagePlugin, Image, ImageFile
 
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image, decoding, open_image
@@ -69,6 +70,26 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
     upper = np.stack([(grey // 256).astype(np.uint8)] * 3, axis=2)
     for kind in ("PNG", "TIFF"):
         assert_decodes_to(encode(Image.fromarray(grey), kind), upper)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_images_are_decoded_to_the_channels_that_are_asked_for(mode: str) -> None:
+    image = Image.fromarray(PIXELS.randint(0, 256, (7, 9, 4), dtype=np.uint8))
+    image = (image if mode in ("LA", "RGBA") else image.convert("RGB")).convert(mode)
+    content = encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    for channels, expected in ((1, "L"), (3, "RGB"), (4, "RGBA")):
+        decoded = decode_image(content, channels=channels)
+        assert len(decoded.getbands()) == channels
+        assert np.array_equal(np.asarray(decoded), np.asarray(image.convert(expected)))
+
+
+def test_sixteen_bit_and_floating_point_pixels_have_any_number_of_channels() -> None:
+    grey = PIXELS.randint(0, 256, (7, 9), dtype=np.uint8)
+    for image in (Image.fromarray(grey.astype(np.uint16) * 256), Image.fromarray(grey.astype(np.float32))):
+        content = encode(image, "TIFF")
+        assert np.array_equal(np.asarray(decode_image(content, channels=1)), grey)
+        opaque = np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=2)
+        assert np.array_equal(np.asarray(decode_image(content, channels=4)), opaque)
 
 
 def float_tiff(values: list[float]) -> bytes:
@@ -220,10 +241,37 @@ def test_images_are_opened_from_every_type(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(open_image(grey)), np.stack([grey] * 3, axis=-1))
     with_alpha = np.concatenate([pixels, pixels[..., :1]], axis=2)
     assert np.array_equal(np.asarray(open_image(with_alpha)), pixels)
+    assert np.array_equal(np.asarray(open_image(with_alpha, 4)), with_alpha)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_arrays_and_tensors_have_their_channels_first_or_last(channels: int, kind: Callable[[Any], Any]) -> None:
+    pixels = PIXELS.randint(0, 256, (7, 9, channels), dtype=np.uint8)
+    expected = pixels[..., 0] if channels == 1 else pixels
+    for source in (pixels, np.ascontiguousarray(pixels.transpose(2, 0, 1))):
+        assert np.array_equal(np.asarray(open_image(kind(source), channels)), expected)
+    assert np.array_equal(np.asarray(open_image(kind(pixels[..., 0]), 1)), pixels[..., 0])
+
+
+def test_a_tensor_has_its_channels_first_and_an_array_last_where_both_are_possible() -> None:
+    pixels = PIXELS.randint(0, 256, (3, 5, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(open_image(pixels)), pixels)
+    assert np.array_equal(np.asarray(open_image(torch.from_numpy(pixels))), pixels.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize(
-    "source", [np.zeros((2, 2, 3)), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8), [[1]], None], ids=str
+    "source",
+    [
+        np.zeros((2, 2, 3)),
+        np.zeros((2, 2, 5), np.uint8),
+        np.zeros((0, 2), np.uint8),
+        np.zeros(2, np.uint8),
+        torch.zeros(3, 4, 4),
+        [[1]],
+        None,
+    ],
+    ids=str,
 )
 def test_other_types_are_rejected_with_the_accepted_ones(source: Any) -> None:
     with pytest.raises(ValueError, match=r"is not an image: give a path, a PIL image, or an array \(H, W\)"):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from typing import Any
@@ -130,6 +131,35 @@ def test_the_record_survives_json() -> None:
 SIZES = [(61, 43), (43, 61), (300, 20), (20, 300), (64, 64), (40, 90), (33, 100)]
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("kind", [Preprocessing(28), DensePreprocessing(28, 64)], ids=["crop", "dense"])
+def test_each_channel_of_an_image_is_transformed_alone(kind: ImagePreprocessing, channels: int) -> None:
+    mean, std = (0.1, 0.2, 0.3, 0.4)[:channels], (0.5, 0.6, 0.7, 0.8)[:channels]
+    record = dataclasses.replace(kind, mean=mean, std=std)
+    assert record.channels == channels
+    assert read_record(json.loads(json.dumps(record.to_dict()))) == record
+    bands = [band for image in (noise(50, 40), noise(50, 40)) for band in image.split()][:channels]
+    image = bands[0] if channels == 1 else Image.merge("RGBX", bands)
+    transformed = record(image)
+    for number, band in enumerate(bands):
+        alone = dataclasses.replace(kind, mean=mean[number : number + 1], std=std[number : number + 1])
+        assert torch.equal(transformed[number], alone(band)[0])
+    grey = dataclasses.replace(kind, mean=mean[:1] * 3, std=std[:1] * 3)
+    assert torch.equal(transformed[0], grey(Image.merge("RGB", bands[:1] * 3))[1])
+    assert torch.equal(record.denormalize(transformed), record.pixels(image))
+    assert record.summary()["input"].startswith({1: "grayscale,", 4: "RGBA,"}[channels])
+
+
+def test_a_record_for_other_channels_has_the_average_statistics() -> None:
+    record = Preprocessing(28, mean=(0.1, 0.2, 0.6), std=(0.25, 0.5, 0.75))
+    for channels in (1, 4):
+        other = record.with_channels(channels)
+        assert (other.mean, other.std) == (pytest.approx((0.3,) * channels), (0.5,) * channels)
+        assert dataclasses.replace(other, mean=record.mean, std=record.std) == record
+    for channels in (2, 3, 5):
+        assert record.with_channels(channels) is record
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_dense_pixels_are_those_of_torchvision(size: tuple[int, int], interpolation: Interpolation) -> None:
@@ -249,6 +279,8 @@ def test_dense_values_out_of_range_are_rejected(values: dict[str, Any]) -> None:
         {"crop_pct": float("nan")},
         {"interpolation": "cubic"},
         {"mean": (0.5,)},
+        {"mean": (0.5,) * 2, "std": (0.5,) * 2},
+        {"mean": (), "std": ()},
         {"std": (0.1, 0.0, 0.1)},
         {"std": (0.1, 0.1, 0.1, 0.1)},
     ],

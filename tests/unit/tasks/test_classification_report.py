@@ -112,6 +112,16 @@ def test_formulas_are_quoted_and_odd_file_names_are_escaped(tmp_path: Path) -> N
     assert [row["label_1"].removeprefix("'") for row in rows] == names
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_show_images_of_any_channels(channels: int, tmp_path: Path) -> None:
+    preprocessing = Preprocessing(4, mean=(0.5,) * channels, std=(0.5,) * channels)
+    report = ClassificationReport(ReportData(["cat", "dog"], 1, preprocessing), predict=False)
+    pixels = torch.arange(channels * 16, dtype=torch.uint8).view(1, channels, 4, 4)
+    report.add(make_batch([0], [1]) | {"image": preprocessing.normalize(pixels)}, torch.tensor([[0.25, 0.75]]))
+    shown = torch.cat([pixels[0]] * 3)[:3]
+    assert torch.equal(report.images[0], shown.permute(1, 2, 0))
+
+
 def test_a_failing_write_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
     path, report = tmp_path / "x.csv", make_report(TEN)
     path.write_text("earlier")
