@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
+from matplotlib.font_manager import fontManager, get_font_names
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
@@ -38,13 +40,42 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; names in it are plain text, without math markup."""
-    fonts = [font for font in FONTS if font in get_font_names()]
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        text.set_fontfamily(fonts)
+        text.set_fontfamily(_find_fonts(text.get_text())[0])
     with written_aside(path) as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # no installed font has it; the tables do
         figure.savefig(aside, format="png", dpi=110)
+
+
+def drawable_names(names: Sequence[str]) -> list[str]:
+    """Return names of classes as pictures show them: by their index if no installed font has their characters."""
+    return [f"class {index}" if _find_fonts(name)[1] else name for index, name in enumerate(names)]
+
+
+def _find_fonts(text: str) -> tuple[list[str], set[str]]:
+    """Return the usual fonts and those others that a text needs, and its characters that no installed font has."""
+    families = [font for font in FONTS if font in get_font_names()]
+    missing = {character for character in text if character.isprintable() and not character.isspace()}
+    if text.isascii():
+        return families, set()
+    usual = [entry for entry in fontManager.ttflist if entry.name in families and entry.style == "normal"]
+    others = [entry for entry in fontManager.ttflist if not entry.name.startswith(("Last Resort", *families))]
+    for entry in [*usual, *others]:
+        if missing & _glyphs(entry.fname):
+            families += [entry.name] if entry.name not in families else []
+            missing = missing - _glyphs(entry.fname)
+    return families, missing
+
+
+@cache
+def _glyphs(path: str) -> frozenset[str]:
+    """Return the characters of a font file; none of one that matplotlib cannot draw."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
 
 
 def draw_curves(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,18 @@ def locked_folder(folder: Path, process: int = 0, patience: float = 30.0) -> Ite
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def removed_if_unused(folder: Path) -> Iterator[None]:
+    """Remove a folder that is new at the end of the block if no training and no evaluation has written into it."""
+    new = not folder.exists()
+    try:
+        yield
+    finally:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if new and all(name in (CONFIG, "tensorboard") or name.startswith(".lock-") for name in names):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def claim_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:

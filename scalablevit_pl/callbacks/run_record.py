@@ -104,7 +104,10 @@ class RunRecord(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete the curves, and log where the results are."""
         self.on_train_epoch_start(trainer, pl_module)
-        logger.info("results are in %s", self.folder)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            logger.info("the trial run has ended: it leaves no results")
+        else:
+            logger.info("results are in %s", self.folder)
 
     @staticmethod
     def _metrics_logs(trainer: pl.Trainer) -> list[MetricsLog]:

@@ -5,7 +5,7 @@ import difflib
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,7 @@ class Invocation:
         weights: What `--weights` names; `null` overrides a configuration that names weights.
         resume: What `--resume` or its synonym `--ckpt_path` names.
         rest: All other options, which override the configuration files.
+        automatic: Whether the run was named by `resolve`.
     """
 
     command: str
@@ -37,6 +38,7 @@ class Invocation:
     weights: str | None = None
     resume: str | None = None
     rest: tuple[str, ...] = ()
+    automatic: bool = field(default=False, compare=False)
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
@@ -103,7 +105,7 @@ class Invocation:
             if any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS")):
                 raise ValueError("several processes need a common name for the run: give it with --run")
             recipe = Path(self.configs[0]).stem if self.configs else "run"
-            return replace(self, run=f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+            return replace(self, run=f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}", automatic=True)
         # With --weights an evaluation needs no run: the folder only receives the results.
         started = self.command != "fit" and not self.starts_from_weights
         own = (existing_run(run) if started else run_folder(run)) / CONFIG

@@ -10,7 +10,7 @@ from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import PARTS, ParsedExperiment
 from scalablevit_pl.experiment.start import StartingPoint, find_start
 from scalablevit_pl.experiment.trainer import make_trainer
-from scalablevit_pl.run_folder import check_resumable, claim_folder, locked_folder
+from scalablevit_pl.run_folder import check_resumable, claim_folder, locked_folder, removed_if_unused
 
 
 def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer:
@@ -20,6 +20,8 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
     """
     parsed = ParsedExperiment(invocation)
     with ExitStack() as held:
+        if invocation.automatic:
+            held.enter_context(removed_if_unused(parsed.folder))
         if parsed.command == "fit":  # first, because whoever holds the folder may be about to write a checkpoint
             held.enter_context(locked_folder(parsed.folder, _rank()))
         start = find_start(parsed)

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from scalablevit_pl.plotting import draw_confusion, draw_predictions
+from scalablevit_pl.plotting import draw_confusion, draw_predictions, drawable_names
 from scalablevit_pl.storage import written_aside
 from scalablevit_pl.tasks.report import Report, ReportData, gather_by_index
 from scalablevit_pl.text import as_cell
@@ -65,12 +65,13 @@ class ClassificationReport(Report):
         self.write_predictions(folder)
         index_of = {name: index for index, name in enumerate(self.data.class_names)}
         pairs = Counter((index_of[row["label"]], index_of[row["label_1"]]) for row in self.rows.values())
-        draw_confusion(pairs, self.data.class_names, folder / "confusion.png", title)
+        names = drawable_names(self.data.class_names)
+        draw_confusion(pairs, names, folder / "confusion.png", title)
         rows = [row for index, row in self.rows.items() if index in self.images]
         draw_predictions(
             [self.images[row["index"]].numpy() for row in rows],
-            [row["label"] for row in rows],
-            [row["label_1"] for row in rows],
+            [names[index_of[row["label"]]] for row in rows],
+            [names[index_of[row["label_1"]]] for row in rows],
             [float(row["probability_1"]) for row in rows],
             folder / "predictions.png",
             title,

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from scalablevit_pl.plotting import (
     draw_confusion,
     draw_curves,
     draw_predictions,
+    drawable_names,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -198,3 +200,27 @@ def test_the_most_frequent_mistakes_come_first() -> None:
         "1 × c (2) predicted as b (1)",
     ]
     assert _frequent_mistakes(pairs, ["a", "b", "c"], top=1) == ["5 × b (1) predicted as a (0)"]
+
+
+def test_a_font_that_has_the_characters_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plotting, "FONTS", ("cmr10",))
+    fonts, missing = plotting._find_fonts("שלום")
+    assert (fonts[0], missing) == ("cmr10", set())
+    assert any(font.startswith("DejaVu") for font in fonts[1:])
+    assert plotting._find_fonts("peace") == (["cmr10"], set())
+
+
+def test_names_that_no_font_can_draw_are_replaced_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["cat", "猫", "Ärger", "قط", "with\nline"]
+    monkeypatch.setattr(
+        plotting, "_glyphs", lambda path: frozenset("Ärger") if "DejaVuSans.ttf" in path else frozenset()
+    )
+    assert drawable_names(names) == ["cat", "class 1", "Ärger", "class 3", "with\nline"]
+
+
+def test_names_from_right_to_left_are_drawn_without_warnings(tmp_path: Path) -> None:
+    names = drawable_names(["חתול", "قطة", "猫", "cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_confusion({(0, 0): 1, (1, 2): 3}, names, tmp_path / "x.png", "title")
+    read(tmp_path / "x.png")

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scalablevit_pl.run_folder import (
     differences,
     existing_run,
     locked_folder,
+    removed_if_unused,
     resumable_checkpoints,
     run_folder,
 )
@@ -286,3 +288,25 @@ def test_a_resumed_run_must_not_start_end_or_change_its_average() -> None:
     for earlier, now in ((on, off), (off, on), ({}, on), (on, {"ema": {"decay": 0.9999, "warmup": False}})):
         with pytest.raises(ValueError, match=r"the run cannot resume with other settings: ema\.(decay|warmup) was"):
             check_resumable(earlier, now)
+
+
+@pytest.mark.parametrize("names", [[], ["config.yaml", ".lock-0"], ["config.yaml", "tensorboard"]])
+@pytest.mark.parametrize("failure", [None, ValueError("of the start")])
+def test_a_new_folder_that_was_not_used_is_removed(names: list[str], failure: Exception | None, work: Path) -> None:
+    with suppress(ValueError), removed_if_unused(work / "runs/new"):
+        for name in names:
+            (work / "runs/new").mkdir(parents=True, exist_ok=True)
+            (work / "runs/new" / name).touch()
+        if failure:
+            raise failure
+    assert not (work / "runs/new").exists()
+
+
+@pytest.mark.parametrize(("existed", "name"), [(True, "config.yaml"), (False, "resolved.json"), (False, "notes.txt")])
+def test_an_older_folder_and_one_with_results_stay(existed: bool, name: str, work: Path) -> None:
+    if existed:
+        (work / "run").mkdir()
+    with removed_if_unused(work / "run"):
+        (work / "run").mkdir(exist_ok=True)
+        (work / "run" / name).touch()
+    assert (work / "run" / name).exists()

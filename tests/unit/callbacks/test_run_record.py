@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -188,3 +189,13 @@ def test_the_plotted_metrics_are_drawn_once_an_epoch_is_logged(tmp_path: Path, m
     monkeypatch.undo()
     RunRecord(tmp_path, {}).on_train_epoch_start(trainer, make_module())
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize(("trial", "message"), [(0, "results are in "), (1, "the trial run has ended: it leaves no")])
+def test_only_a_run_that_leaves_results_names_them(
+    trial: int, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = make_trainer(is_global_zero=True, loggers=[], fast_dev_run=trial)
+    RunRecord(tmp_path, {}).on_train_end(trainer, make_module())
+    assert [text.startswith(message) for text in caplog.messages] == [True]

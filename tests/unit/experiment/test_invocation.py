@@ -98,6 +98,8 @@ def test_options_override_configuration_files_wherever_they_stand(work: Path) ->
 def test_a_new_run_is_named_after_its_first_recipe(work: Path) -> None:
     assert resolve("fit", "-c", QUICKSTART, "-c", "debug/overfit.yaml").run == "quickstart-20260102-030405"
     assert resolve("fit", "--data=a.Class").run == "run-20260102-030405"
+    assert resolve("fit", "--data=a.Class").automatic
+    assert not resolve("fit", "--data=a.Class", "--run=new").automatic
 
 
 def test_processes_started_together_need_a_name_for_the_run(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,3 +116,10 @@ def test_only_the_first_process_writes_the_configuration(begin: Begin, monkeypat
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
     begin(*FIT)
     assert not (folder / "config.yaml").exists()
+
+
+def test_a_failed_start_with_an_automatic_name_leaves_no_folder(begin: Begin, tmp_path: Path) -> None:
+    begin(*FIT)
+    with pytest.raises(BegunError):
+        run.run_experiment(Invocation.parse(["fit", *FIT]).resolve())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
