@@ -16,23 +16,26 @@ from scalablevit_pl.weights.stored import CLASSIFICATION, same_classes
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "val", "val_ema")
+CLASSES = "--model.network.num_classes"
+Stored = dict[str, Any] | None
 
 
 class RunRecord(pl.Callback):
     """Check data against network; write the record of checkpoints, `resolved.json` and `curves.png`."""
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], stored: dict[str, Any] | None = None, command: str = ""
+        self, folder: Path, config: dict[str, Any], stored: Stored = None, command: str = "", option: str = CLASSES
     ) -> None:
         self.folder = folder
         self.config = config
         earlier = (stored or {}).get("command")
         self.command = f"{earlier}\n{command}" if earlier else command
         self.stored = stored
+        self.option = option
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that network, data and stored weights agree on classes and images."""
-        check_data(trainer.datamodule, pl_module, self.stored)  # type: ignore[attr-defined]
+        check_data(trainer.datamodule, pl_module, self.stored, self.option)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log and save the resolved settings; continue the metrics of an earlier part of the run."""
@@ -114,18 +117,20 @@ class RunRecord(pl.Callback):
         return [log for log in trainer.loggers if isinstance(log, MetricsLog)]
 
 
-def check_data(datamodule: Any, task: Any, stored: dict[str, Any] | None = None) -> None:
-    """Check that data after its `setup`, network and, if given, class names and preprocessing of weights agree."""
+def check_data(datamodule: Any, task: Any, stored: Stored = None, option: str = CLASSES) -> None:
+    """Check that data after its `setup`, network and, if given, class names and preprocessing of weights agree.
+
+    `option` sets the network's number of classes.
+    """
     names, outputs = list(datamodule.class_names), task.num_classes
     if outputs is not None and len(names) < 2:
         raise ValueError(f"the data has the classes {names}: at least two are needed")
-    if outputs is not None and len(names) != outputs:
-        raise ValueError(
-            f"the data has {len(names)} classes but the network has num_classes={outputs}: set "
-            f"--model.network.num_classes={len(names)}, for a timm network --model.network.dict_kwargs.num_classes, "
-            "for one that started from weights --model.network.config.num_classes"
-        )
     if stored is None:
+        if outputs not in (None, len(names)):
+            raise ValueError(
+                f"the data has {len(names)} classes but the network has num_classes={outputs}: set "
+                f"{option}={len(names)}"
+            )
         return
     current = {"class_names": names, "preprocessing": datamodule.preprocessing.to_dict()}
     known = {key: stored[key] for key in current}

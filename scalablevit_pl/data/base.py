@@ -177,6 +177,11 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self.commit = find_revision(self.dataset, self.revision)
         self._load(stage)
 
+    def load_class_names(self, stage: str) -> list[str]:
+        """Prepare a stage and return the classes, without a check of images and targets."""
+        self.commit = find_revision(self.dataset, self.revision)
+        return self.find_class_names(self._load(stage))
+
     def setup(self, stage: str) -> None:
         """Load the splits that a stage needs, find their columns and classes, and check the targets."""
         self.commit = find_revision(self.dataset, self.revision, ask=False)

@@ -16,6 +16,7 @@ SPLIT_FOLDERS = {
 SET = re.compile(r"[ _-]?(?:set|data|images)$")  # as in train_set
 VALIDATION_NAMES = ("validation", "val", "valid")
 STAGE_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+Integers = npt.NDArray[np.integer[Any]]
 
 
 def split_named(name: str) -> str | None:
@@ -48,9 +49,7 @@ class SplitNames(NamedTuple):
         return (self.validation(names) if part == "val" else None) or self.train
 
 
-def cut_rows(
-    rows: int, fraction: float, seed: int, part: str, labels: npt.NDArray[np.integer[Any]] | None = None
-) -> list[int]:
+def cut_rows(rows: int, fraction: float, seed: int, part: str, labels: Integers | None = None) -> list[int]:
     """Return the rows of the part `train` or `val` if validation images are drawn from the training split.
 
     With `labels (rows,)`, each class supplies its share of the validation images and keeps at least one for training.
@@ -62,9 +61,7 @@ def cut_rows(
     return sorted(held.tolist() if part == "val" else set(range(rows)).difference(held.tolist()))
 
 
-def _draw_from_classes(
-    order: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]], count: int
-) -> npt.NDArray[np.integer[Any]]:
+def _draw_from_classes(order: Integers, labels: Integers, count: int) -> Integers:
     """Return `count` rows in proportion to the classes, fewer where a class would lose its last image.
 
     Numbers are rounded by the largest remainder, in integers; classes of equal remainder count in the order drawn.

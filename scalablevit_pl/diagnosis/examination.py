@@ -45,12 +45,12 @@ class Examination:
         checks: list[tuple[str, Check]] = [
             ("versions", lambda: [machine.check_versions()]),
             ("configuration", self.check_configuration),
-            ("run folder", self.check_run_folder),
             ("devices", self.check_devices),
             ("Hub", self.data.check_hub),
             ("data disk", self.data.check_disk),
             ("data", lambda: self.data.check_splits(self.trainer.world_size if self.trainer else 1)),
             ("classes", self.check_classes),
+            ("run folder", self.check_run_folder),
             ("test data", self.data.check_test_split),
             ("images", self.data.check_images),
             ("batch", self.load_batch),
@@ -89,7 +89,8 @@ class Examination:
             yield self.finding_of("configuration", error)
         if self.task is not None:
             name = self.config.get("model.init_args.network.init_args.name") or type(self.task.network).__name__
-            yield Finding("ok", "configuration", f"{name}, {self.parameters:,} parameters")
+            size = "for the classes of the data" if self.fit.classes_open else f"{self.parameters:,} parameters"
+            yield Finding("ok", "configuration", f"{name}, {size}")
 
     @property
     def parameters(self) -> int:
@@ -128,10 +129,13 @@ class Examination:
             yield from self.run_check("classes", self.compare_classes)
         yield from self.data.check_classes()
 
-    def compare_classes(self) -> tuple[()]:
-        """Compare the data with network and checkpoint."""
-        check_data(self.datamodule, self.task, self.start.record)
-        return ()
+    def compare_classes(self) -> Iterator[Finding]:
+        """Build a network that takes its classes from the data, and compare the data with network and checkpoint."""
+        if self.fit.classes_open:
+            self.fit.set_classes(len(self.datamodule.class_names))
+            self.task = self.fit.build("model").model
+            yield Finding("ok", "network", f"{self.parameters:,} parameters")
+        check_data(self.datamodule, self.task, self.start.record, self.fit.classes_option)
 
     @property
     def processes(self) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 from jsonargparse import Namespace
 
 from scalablevit_pl.callbacks.initialization import TRAINING_ARGUMENTS
+from scalablevit_pl.callbacks.run_record import CLASSES
 from scalablevit_pl.models.factory import MODELS
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.run_folder import differences
+from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
 from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,18 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
         raise ValueError(f"--weights starts a ScalableViT network, not one built by {section['class_path']}")
     if isinstance(stored.preprocessing, Preprocessing) and _takes_center_crops(config):
         _adopt_preprocessing(config, stored.preprocessing, command, named)
+
+
+def class_arguments(config: Any) -> tuple[Any, str]:
+    """Return the arguments of a configuration's network that may include `num_classes`, and the option that sets it."""
+    network = config.get("model", {}).get("init_args", {}).get("network") or {}
+    arguments = network.get("init_args", {})
+    if network.get("class_path") == TIMM_FACTORY:
+        network["dict_kwargs"] = {"num_classes": None} | dict(network.get("dict_kwargs") or {})
+        return network["dict_kwargs"], "--model.network.dict_kwargs.num_classes"
+    if network.get("class_path") == BUILD:
+        return arguments["config"], "--model.network.config.num_classes"
+    return arguments, CLASSES
 
 
 def _determine_network(stored: StoredModel, section: Mapping[str, Any]) -> bool:
@@ -92,7 +106,7 @@ def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, 
         wanted = {"name": arguments["name"], "head": arguments.get("head"), **_backbone_arguments(arguments)}
         if wanted["name"] == FROM_WEIGHTS:
             del wanted["name"]
-        num_classes, choices = arguments["num_classes"], {"drop_path_rate": arguments.get("drop_path_rate")}
+        num_classes, choices = arguments.get("num_classes"), {"drop_path_rate": arguments.get("drop_path_rate")}
     else:
         given = arguments["config"]
         wanted = {"name": given["name"], "head": given["head"], **given["backbone"]}
@@ -106,7 +120,9 @@ def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, 
     if differing:
         raise ValueError(f"the weights are of another network: {'; '.join(differing)}: use the weights' values")
     rates = {key: rate for key, rate in choices.items() if rate is not None}
-    config |= {"num_classes": num_classes, "backbone": config["backbone"] | rates}
+    config["backbone"] = config["backbone"] | rates
+    if num_classes is not None:  # else the data determines it
+        config["num_classes"] = num_classes
     checkpointing = bool(arguments.get("grad_checkpointing"))
     return {"class_path": BUILD, "init_args": {"config": config, "grad_checkpointing": checkpointing}}
 
@@ -119,7 +135,7 @@ def _classifier_config(stored: StoredModel, arguments: Mapping[str, Any]) -> dic
     name = config.get("name", "scalablevit_custom")
     default = MODELS[name][1] if name in MODELS else "linear"
     head = arguments.get("head") or default
-    return {"name": name, "num_classes": 0, "head": head, "global_pool": "avg", "backbone": config["backbone"]}
+    return {"name": name, "num_classes": 1000, "head": head, "global_pool": "avg", "backbone": config["backbone"]}
 
 
 def _backbone_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

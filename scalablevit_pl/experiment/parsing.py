@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpointing import RunCheckpoints
+from scalablevit_pl.experiment.adoption import class_arguments
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.explanation import explain_argument, explain_construction
 from scalablevit_pl.run_folder import run_folder
@@ -25,6 +26,8 @@ class ParsedExperiment(LightningCLI):
     Attributes:
         config: The configuration of the command.
         folder: The run folder.
+        classes_option: The option that sets the network's number of classes.
+        classes_open: Whether the configuration leaves this number to the data.
     """
 
     def __init__(self, invocation: Invocation) -> None:
@@ -66,6 +69,14 @@ class ParsedExperiment(LightningCLI):
         except ArgumentError as error:
             raise ValueError(explain_argument(str(error), parser)) from error
         self.folder = run_folder(self.config.run)
+        arguments, self.classes_option = class_arguments(self.config)
+        self.classes_open = arguments.get("num_classes", 0) is None
+
+    def set_classes(self, number: int | None) -> None:
+        """Set the network's number of classes if the configuration leaves it open."""
+        if self.classes_open:
+            class_arguments(self.config)[0]["num_classes"] = number and max(number, 2)  # one class is the data's error
+            vars(self).pop("config_dump", None)  # Lightning keeps what it dumps when something is built
 
     def instantiate_classes(self) -> None:
         """Build nothing yet: that is up to `build`."""

@@ -25,6 +25,8 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
         if parsed.command == "fit":  # first, because whoever holds the folder may be about to write a checkpoint
             held.enter_context(locked_folder(parsed.folder, _rank()))
         start = find_start(parsed)
+        if parsed.classes_open and start.record is None:
+            take_classes(parsed)
         if _rank() == 0:
             prepare_folder(parsed, start)
         built = parsed.build(*PARTS)
@@ -36,6 +38,13 @@ def run_experiment(invocation: Invocation, command_line: str = "") -> pl.Trainer
             options["verbose"] = False  # the report writes the table
         run(built.model, **options)
     return trainer
+
+
+def take_classes(parsed: ParsedExperiment) -> None:
+    """Set the network's number of classes to that of the data; every process does so, before the network is built."""
+    datamodule = parsed.build("data").data
+    if hasattr(datamodule, "load_class_names"):
+        parsed.set_classes(len(datamodule.load_class_names(parsed.command)) or None)
 
 
 def prepare_folder(parsed: ParsedExperiment, start: StartingPoint) -> None:

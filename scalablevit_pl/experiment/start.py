@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalablevit_pl.experiment.adoption import FROM_WEIGHTS, adopt_weights
+from scalablevit_pl.experiment.adoption import FROM_WEIGHTS, adopt_weights, class_arguments
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
 from scalablevit_pl.run_folder import CHECKPOINTS, resumable_checkpoints
@@ -58,7 +58,9 @@ def find_start(parsed: ParsedExperiment) -> StartingPoint:
         if config.get("average") == "ema" and AVERAGED not in checkpoint:
             raise ValueError(f"{str(path)!r} has no averaged weights: use the raw ones with --average none")
         logger.info("weights from %s", path)
-        return StartingPoint(checkpoint[RECORD_KEY], checkpoint.get("global_step"))
+        record = checkpoint[RECORD_KEY]
+        parsed.set_classes(class_arguments(record.get("config", {}))[0].get("num_classes"))
+        return StartingPoint(record, checkpoint.get("global_step"))
     if config.weights is not None:
         weights = load_weights(config.weights, config.get("average"))
         named = {match[1] for word in parsed.invocation.rest if (match := PREPROCESSING.match(word))}

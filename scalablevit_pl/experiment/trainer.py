@@ -53,7 +53,7 @@ def _common_callbacks(parsed: ParsedExperiment, start: StartingPoint, command_li
     if weights is not None and parsed.command != "fit":  # a fit may use other classes than those of the weights
         stored = {"class_names": weights.class_names, "preprocessing": weights.preprocessing.to_dict()}
     callbacks: list[pl.Callback] = [SameStart(source, start.step), UnreadableList(folder), SharedEnd()]
-    callbacks.append(RunRecord(folder, parsed.record(), stored, command_line))
+    callbacks.append(RunRecord(folder, parsed.record(), stored, command_line, parsed.classes_option))
     return callbacks if weights is None else [*callbacks, StartFromWeights(weights, parsed.config.weights)]
 
 

@@ -35,7 +35,7 @@ def list_models() -> list[str]:
 
 def create_model(
     name: str,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     head: HeadName | None = None,
     drop_path_rate: float | None = None,
     window_pad: WindowPad = "mask",
@@ -48,7 +48,7 @@ def create_model(
 
     Args:
         name: One of `list_models()`.
-        num_classes: Number of logits; with 0 there is no last layer.
+        num_classes: Number of logits, by default 1000, or the data's classes in a run; with 0 there is no last layer.
         head: `mlp` or `linear`; by default the size's own, `mlp` for s, b, l and `linear` for nano.
         drop_path_rate: Stochastic depth of the last block; by default the size's own.
         window_pad: `mask`: windows at the border attend to their real tokens only. `zero`: to zero tokens as well.
@@ -66,6 +66,7 @@ def create_model(
     in_channels = in_channels if in_chans is None else in_chans
     drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
     backbone = build(window_pad=window_pad, expand_value=expand_value, in_channels=in_channels, **drop_path)
+    num_classes = 1000 if num_classes is None else num_classes
     classifier = ImageClassifier(backbone, num_classes, default_head if head is None else head, name)
     classifier.set_grad_checkpointing(grad_checkpointing)
     return classifier

@@ -61,6 +61,8 @@ def test_another_number_of_classes_is_refused(num_classes: int, tmp_path: Path) 
     message = f"the data has 2 classes but the network has num_classes={num_classes}: set --model.network.num_classes=2"
     with pytest.raises(ValueError, match=message):
         RunRecord(tmp_path, {}).setup(make_trainer(), make_module(num_classes), "fit")
+    with pytest.raises(ValueError, match=r"set --other=2$"):
+        RunRecord(tmp_path, {}, option="--other").setup(make_trainer(), make_module(num_classes), "fit")
 
 
 def test_data_with_a_single_class_is_refused_where_classes_count(tmp_path: Path) -> None:

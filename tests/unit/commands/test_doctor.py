@@ -57,10 +57,11 @@ def test_a_sound_fit_has_no_problem_and_leaves_no_files(doctor: Doctor, tmp_path
     assert (status, table.count("FAIL")) == (0, 1)  # in the summary
     assert "0 warn, 0 FAIL" in table
     for row in (
-        "ok configuration scalablevit_nano, 2,761,378 parameters",
+        "ok configuration scalablevit_nano, for the classes of the data",
+        "ok network 2,761,378 parameters",
         "ok run disk 333 MB for the run with up to 4 checkpoints",
         "ok splits images: train 9,000, val 1,000",
-        "ok train labels 889 to 915 images in each of the 10 classes",
+        "ok train labels 900 images in each of the 10 classes",
         "ok test data 2,000 images of split 'test'",
         "ok train images 8 decoded",
         "ok plan batch of 4 (4 × 1 accumulated × 1 process(es)), learning rate 0.002, 27,000 steps",
@@ -76,10 +77,15 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         path.write_bytes(path.read_bytes()[:200])  # truncated
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/resolved.json").write_text("{}")
-    status, table = doctor(f"--data.dataset={photos}", "--run=first", "--data.val_fraction=0.2")
+    status, table = doctor(
+        f"--data.dataset={photos}", "--run=first", "--data.val_fraction=0.2", "--model.network.num_classes=10"
+    )
     assert status == 1
     assert "FAIL run folder runs/first already holds a run → choose another name with --run" in table
-    assert "FAIL classes the data has 2 classes but the network has num_classes=10 → set --model.network" in table
+    assert (
+        "FAIL classes the data has 2 classes but the network has num_classes=10 → set --model.network.num_classes=2"
+        in table
+    )
     assert "of 8 cannot be read:" in table
     assert "0.jpg" in table
     assert table.count("→ repair or delete") >= 2

@@ -35,7 +35,8 @@ class Segmentation(pl.LightningModule):
 
 
 def examine(**parts: Any) -> Examination:
-    fit = SimpleNamespace(config=SimpleNamespace(), build_parts=lambda: (parts, {}))
+    classes = {"classes_open": False, "classes_option": ""}
+    fit = SimpleNamespace(config=SimpleNamespace(), build_parts=lambda: (parts, {}), **classes)
     options = SimpleNamespace(images=2, seconds=0.05, download=False, traceback=False)
     return Examination(fit, SimpleNamespace(record=None), options)
 

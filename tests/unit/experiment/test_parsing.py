@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
+from scalablevit_pl.experiment.adoption import class_arguments
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
 from scalablevit_pl.explanation import explain
@@ -121,3 +122,33 @@ def test_counts_of_batches_stay_integers_and_shares_stay_fractions(
     claim_folder(work / "runs" / "saved", parsed.record(), resume=True)
     for config in (parsed.config, parse("fit", "--run", "saved").config):
         assert {name: str(config.trainer[name]) for name in given} == given
+
+
+BUILD = "--model.network.class_path=scalablevit_pl.models.build_classifier"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--model.network.num_classes=3"], "--model.network.num_classes"),
+        ([*TIMM], "--model.network.dict_kwargs.num_classes"),
+        ([BUILD, "--model.network.config={num_classes: 3}"], "--model.network.config.num_classes"),
+    ],
+)
+def test_the_option_of_the_number_of_classes_depends_on_what_builds_the_network(
+    words: list[str], option: str, parse: Parse
+) -> None:
+    parsed = parse("fit", *QUICKSTART, *words)
+    assert parsed.classes_option == option
+    assert parsed.classes_open == (words == [*TIMM])
+    again = parse("fit", *QUICKSTART, *words, f"{option}=4")
+    again.set_classes(7)
+    assert class_arguments(again.config)[0]["num_classes"] == 4
+
+
+def test_an_open_number_of_classes_is_set_after_something_was_built(parse: Parse) -> None:
+    parsed = parse("fit", *QUICKSTART)
+    parsed.build("data")
+    parsed.set_classes(7)
+    assert parsed.record()["model"]["init_args"]["network"]["init_args"]["num_classes"] == 7
+    assert parsed.build("model").model.num_classes == 7

@@ -8,8 +8,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
+from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.experiment import run
+from scalablevit_pl.experiment.adoption import class_arguments
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.experiment.parsing import ParsedExperiment
 from scalablevit_pl.experiment.start import StartingPoint
@@ -30,13 +33,15 @@ class BegunError(Exception):
 def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Begin]:
     """Begin a fit called `first`, up to where it would build its data and its network."""
     seen: dict[str, Any] = {}
-    prepare = run.prepare_folder
+    prepare, build = run.prepare_folder, ParsedExperiment.build
 
     def noted(parsed: ParsedExperiment, start: StartingPoint) -> None:
         seen.update(start=start)
         prepare(parsed, start)
 
-    def stop(parsed: ParsedExperiment, *parts: str) -> None:
+    def stop(parsed: ParsedExperiment, *parts: str) -> Any:
+        if "model" not in parts:
+            return build(parsed, *parts)
         place = parsed.folder, getattr(rank_zero_only, "rank", 0), 0.0
         with pytest.raises(ValueError, match="another process is training in"), locked_folder(*place):
             pass
@@ -92,6 +97,41 @@ def test_a_run_that_left_a_checkpoint_resumes_from_it(words: tuple[str, ...], be
     parsed, start = begin(*words, "--resume=auto")
     assert (parsed.config.ckpt_path, start.step, start.weights) == (str(path), 5, None)
     assert purge_step(start, folder) == 5
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def classes_of(folder: Path) -> Any:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    return class_arguments(config)[0]["num_classes"]
+
+
+@pytest.mark.parametrize("words", [[], ["--model.network=timm.create_model", "--model.network.model_name=test_resnet"]])
+def test_the_number_of_classes_is_that_of_the_data_and_is_recorded(
+    words: list[str], begin: Begin, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(*FIT, f"--data.dataset={photos}", *words)[0].folder
+    assert classes_of(folder) == 2
+    save(folder, 5)
+    monkeypatch.setattr(ClassificationDataModule, "load_class_names", lambda *_: pytest.fail("the run states it"))
+    begin(*FIT, f"--data.dataset={photos}", *words, "--resume=auto")
+    assert classes_of(folder) == 2
+
+
+def test_a_number_of_classes_that_is_set_needs_no_data(begin: Begin) -> None:
+    folder = begin(*FIT, "--data.dataset=nowhere/at/all", "--model.network.num_classes=7")[0].folder
+    assert classes_of(folder) == 7
+
+
+def test_weights_of_other_classes_get_the_number_of_the_data(begin: Begin, photos: Path) -> None:
+    create_model("scalablevit_nano", num_classes=10).save_pretrained("model")
+    assert classes_of(begin(*FINETUNE, f"--data.dataset={photos}")[0].folder) == 2
 
 
 def test_a_run_with_other_settings_is_not_resumed(begin: Begin) -> None:
