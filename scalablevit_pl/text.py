@@ -1,7 +1,9 @@
 """Text for messages, tables and figures."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+WIDTH = 80  # columns of a terminal
 
 
 def one_line(message: object, length: int | None = 300) -> str:
@@ -23,6 +25,19 @@ def shorten(name: str, length: int = 16) -> str:
     """Shorten a name in the middle: names that begin alike often end differently."""
     name = " ".join(name.split())
     return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """Align cells in 80 columns: the first column to the left, shortened if necessary, the others to the right."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(2 + width for width in widths[1:]))
+    return "".join(
+        f"{shorten(name, widths[0]):<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        + "\n"
+        for name, *cells in lines
+    )
 
 
 def listed(names: Iterable[str], limit: int = 5, separator: str = ", ") -> str:

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from scalablevit_pl.storage import save_json
 from scalablevit_pl.tasks.base import without_fillers
 from scalablevit_pl.tasks.report import ReportData
+from scalablevit_pl.text import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,9 @@ class EvaluationReport(pl.Callback):
 
 def table(metrics: Mapping[str, float]) -> str:
     """Return metrics line by line, with four digits; numbers of samples are whole."""
-    texts = {name: f"{value:,.0f}" if name.endswith("/samples") else f"{value:.4f}" for name, value in metrics.items()}
-    widths = [max(map(len, column)) for column in zip(*texts.items(), strict=True)]
-    return "".join(f"{name:<{widths[0]}}  {text:>{widths[1]}}\n" for name, text in texts.items())
+    return aligned(
+        (name, f"{value:,.0f}" if name.endswith("/samples") else f"{value:.4f}") for name, value in metrics.items()
+    )
 
 
 class PredictionWriter(pl.Callback):

@@ -13,6 +13,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import NETWORKS, is_known
 from scalablevit_pl.models.loading import build_module
 from scalablevit_pl.models.pretrained import card_subject
+from scalablevit_pl.text import WIDTH
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, count_parameters, read_description
 from scalablevit_pl.weights.hub.cache import checksum
 from scalablevit_pl.weights.hub.client import is_repository
@@ -20,8 +21,6 @@ from scalablevit_pl.weights.source import fetch_model
 from scalablevit_pl.weights.stored import Description, StoredModel
 
 logger = logging.getLogger(__name__)
-
-WIDTH = 80
 
 
 def show_info(options: list[str]) -> None:

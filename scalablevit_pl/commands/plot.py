@@ -4,7 +4,7 @@ import json
 import logging
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.plotting import RUN_COLOURS, Curve, draw_comparison
 from scalablevit_pl.run_folder import RESOLVED, existing_run
 from scalablevit_pl.tasks.classification import ClassificationTask
+from scalablevit_pl.text import aligned
 
 logger = logging.getLogger(__name__)
-
-WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def plot_runs(options: list[str]) -> None:
     draw_comparison(curves, labels, arguments.out, *training[:1])
     for monitor in dict.fromkeys(run.metrics["monitor"] for run in runs):
         group = [run for run in runs if run.metrics["monitor"] == monitor]
-        sys.stdout.write(table(header(group[0]), map(summarize, group)))
+        sys.stdout.write(aligned([header(group[0]), *map(summarize, group)]))
     logger.info("the curves are in %s", arguments.out)
 
 
@@ -113,16 +112,3 @@ def _best(values: Curve, lowest: bool) -> tuple[str, str]:
         return "-", "-"
     value, epoch = max(pairs)
     return f"{sign * value:.4f}", f"{-epoch:.4g}"
-
-
-def table(head: Sequence[str], lines: Iterable[tuple[str, ...]]) -> str:
-    """Format lines below a header, names left-aligned and numbers right-aligned, in at most 80 columns."""
-    rows = [tuple(head), *lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(1, len(head))]
-    room = max(len(head[0]), WIDTH - sum(width + 2 for width in widths))
-    room = min(room, max(len(row[0]) for row in rows))
-    names = [row[0] if len(row[0]) <= room else f"{row[0][: room - 1]}…" for row in rows]
-    return "".join(
-        f"{name:<{room}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)) + "\n"
-        for name, row in zip(names, rows, strict=True)
-    )

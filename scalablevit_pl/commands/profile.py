@@ -5,7 +5,6 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -122,18 +121,11 @@ def _check(options: Namespace) -> None:
             raise ValueError(message)
     check_json(options.json)
     if options.plot:
-        _check_plot(options)
+        from scalablevit_pl.profiling.picture import MOST_NETWORKS
 
-
-def _check_plot(options: Namespace) -> None:
-    from scalablevit_pl.profiling.picture import MOST_NETWORKS, MOST_WAYS
-
-    check_output("--plot", options.plot, ".png")
-    ways = len({replace(setting, network="", batch_size=1) for setting in settings_of(options)})
-    if ways > MOST_WAYS:
-        raise ValueError(f"--plot has panels for at most {MOST_WAYS} ways to run, got {ways}: ask for fewer at once")
-    if len(options.networks) > MOST_NETWORKS:
-        raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
+        check_output("--plot", options.plot, ".png")
+        if len(options.networks) > MOST_NETWORKS:
+            raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
 
 
 def list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:

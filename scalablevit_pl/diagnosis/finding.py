@@ -5,8 +5,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
+from scalablevit_pl.text import WIDTH
+
 Status = Literal["ok", "warn", "FAIL"]
-COLUMNS = 80
 SENTENCE = re.compile(r"(.*)[:;] (.*)", re.DOTALL)
 WIDTHS = (4, 13)  # of status and subject
 
@@ -37,7 +38,7 @@ class Finding:
 def _wrapped(text: str, head: str, hanging: str = "") -> list[str]:
     # Names of files and classes are only broken if they are longer than a line, and never at their hyphens.
     following = " " * len(head) + hanging
-    lines = textwrap.wrap(text, COLUMNS, initial_indent=head, subsequent_indent=following, break_on_hyphens=False)
+    lines = textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=following, break_on_hyphens=False)
     return lines or [head.rstrip()]
 
 

@@ -1,39 +1,14 @@
-"""The cost of a network: parameters, multiply-adds and memory."""
+"""The cost of a network: multiply-adds and memory."""
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-
-
-@dataclass(frozen=True)
-class NetworkCost:
-    """Cost of a network for one image."""
-
-    parameters: int
-    multiply_adds: int  # of convolutions and linear layers, as the paper counts them, without biases
-    attention_multiply_adds: int  # of the two products in attention, in addition
-    input_size: int  # side of the image in pixels
-
-    @property
-    def multiply_adds_text(self) -> str:
-        """Both kinds of multiply-adds, for people."""
-        products = f"{self.attention_multiply_adds / 1e9:.3f} G in attention products"
-        return f"{self.multiply_adds / 1e9:.3f} G in convolutions and linear layers, and {products}"
-
-
-def measure_cost(network: Any, input_size: int) -> NetworkCost:
-    """Count the parameters, and the multiply-adds for one image `(in_chans, input_size, input_size)`."""
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    image = (network.in_chans, input_size, input_size)
-    return NetworkCost(parameters, *count_multiply_adds(network, image), input_size)
 
 
 def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
@@ -302,16 +303,18 @@ def network_class(network: nn.Module) -> str | None:
 
 def card_subject(network: PretrainedNetwork) -> "CardSubject":
     """Describe a network for its card."""
-    from scalablevit_pl.models.cost import measure_cost
+    from scalablevit_pl.models.cost import count_multiply_adds
     from scalablevit_pl.weights.card import CardSubject
 
-    description = network.describe()
-    size = getattr(network.preprocessing, "input_size", COST_SIZE)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    subject = CardSubject(network.describe(), parameters, dtype, network.usage)
+    size = getattr(network.preprocessing, "input_size", COST_SIZE)
     try:
         with torch.device("meta"):  # a network in float32 that is not compiled
-            cost = measure_cost(type(network).from_config(network.config).eval(), size)
+            twin = type(network).from_config(network.config).eval()
+            layers, products = count_multiply_adds(twin, (network.in_chans, size, size))
     except (NotImplementedError, RuntimeError):  # a network of a user's that cannot run on the meta device
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        return CardSubject(description, parameters, dtype, network.usage)
-    return CardSubject(description, cost.parameters, dtype, network.usage, cost.multiply_adds_text, size)
+        return subject
+    text = f"{layers / 1e9:.3f} G in convolutions and linear layers, and {products / 1e9:.3f} G in attention products"
+    return replace(subject, multiply_adds=text, input_size=size)

@@ -10,6 +10,7 @@ import torch
 from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.profiling.report import environment, processor
 from scalablevit_pl.profiling.timing import Spread, core_count
+from scalablevit_pl.text import aligned
 
 LEGEND = """\
 ours: the train loader, which returns bytes; ImageFolder: torchvision's, with
@@ -45,42 +46,35 @@ def describe(
             "rounds": options.rounds,
         },
         "images_per_second": [
-            {"workers": workers} | {name: _extremes(spread) for name, spread in found.items()}
+            {"workers": workers} | {name: asdict(spread) for name, spread in found.items()}
             for workers, found in rates.items()
         ],
-        "seconds_per_image": {stage: _extremes(spread) for stage, spread in stages.items()},
+        "seconds_per_image": {stage: asdict(spread) for stage, spread in stages.items()},
     }
-
-
-def _extremes(spread: Spread) -> dict[str, float]:
-    """Return the median and the extremes: of a few rounds, quartiles mean little."""
-    return {"median": spread.median, "least": spread.minimum, "most": spread.maximum}
 
 
 def report(record: Mapping[str, Any]) -> str:
     """Format a record as tables of at most 80 columns."""
     machine, versions, settings = record["machine"], record["versions"], record["settings"]
-    lines = [
+    head = [
         f"{machine['cores']} core(s) of {machine['processor'][:40]}, {machine['device'][:20]}; {record['date'][:10]}",
         ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm", "pillow")),
         f"{settings['images']:,} images of {settings['mean_bytes'] / 1e3:.1f} kB, batches of {settings['batch_size']}, "
         f"{settings['rounds']} interleaved rounds",
-        "",
-        f"{'images/s, processes':<20}{'ours':>20}{'ImageFolder + timm':>20}{'ratio':>20}",
     ]
+    rates = [("images/s, processes", "ours", "ImageFolder + timm", "ratio")]
     for row in record["images_per_second"]:
-        cells = [_cell(row.get(way), 1.0, digits) for way, digits in (("ours", 0), ("theirs", 0), ("ratio", 2))]
-        lines.append(f"{row['workers']:<20}" + "".join(f"{cell:>20}" for cell in cells))
-    lines += ["", f"{'stage':<20}{'ms per image':>20}"]
+        ours, theirs = (_cell(row.get(way), 1.0, 0) for way in ("ours", "theirs"))
+        rates.append((str(row["workers"]), ours, theirs, _cell(row.get("ratio"), 1.0, 2)))
     stages = record["seconds_per_image"]
-    lines += [f"{stage:<20}{_cell(spread, 1e3, 2):>20}" for stage, spread in stages.items()]
     before = sum(spread["median"] for stage, spread in stages.items() if stage != "transfer")
-    lines += [f"{'all but transfer':<20}{before * 1e3:>8.2f}", "", LEGEND]
-    return "\n".join(lines)
+    times = [("stage", "ms per image"), *((stage, _cell(spread, 1e3, 2)) for stage, spread in stages.items())]
+    times.append(("all but transfer", f"{before * 1e3:.2f}"))
+    return "\n".join([*head, "", aligned(rates), aligned(times), LEGEND])
 
 
 def _cell(spread: Mapping[str, float] | None, factor: float, digits: int) -> str:
     if spread is None:
         return "-"
-    median, least, most = (f"{spread[name] * factor:,.{digits}f}" for name in ("median", "least", "most"))
+    median, least, most = (f"{spread[name] * factor:,.{digits}f}" for name in ("median", "minimum", "maximum"))
     return f"{median} ({least}-{most})"

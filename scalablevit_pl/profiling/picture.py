@@ -8,16 +8,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from scalablevit_pl.models import list_models
 from scalablevit_pl.plotting import RUN_COLOURS, save_figure
 from scalablevit_pl.profiling.measurement import Result
-from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.text import shorten
 
 MOST_NETWORKS = len(RUN_COLOURS)
-MOST_WAYS = 8  # panels of throughput; the accuracies are a ninth
 # A network has the same mark everywhere: filled with solid lines for this package, hollow with dashed lines for others.
 MARKS = "osD^vP*X"
 Styles = Mapping[str, Mapping[str, Any]]
@@ -104,38 +102,21 @@ def _draw_throughput(axis: Axes, results: Sequence[Result], styles: Styles) -> N
     axis.set_xticks(batches, [str(batch) for batch in batches], minor=False)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(batches[0] / 1.25, batches[-1] * 1.25)
-    ticks = _log_ticks(*axis.get_ylim())
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers on a logarithmic axis, at the lowest density that gives three of them.
-
-    On an axis too short for that, they are equally spaced.
-    """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 3:
-            return ticks
-    return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
-
-
 def comparable_results(results: Sequence[Result]) -> list[Result]:
     """Select the results with a published accuracy: of one way to run, and of one batch."""
-    known = [result for result in results if result.setting.network in PUBLISHED and _is_comparable(result.setting)]
+    published = [result for result in results if result.setting.network in PUBLISHED]
+    known = [case for case in published if case.setting.mode == "inference" and case.setting.input_size == (224, 224)]
     known = [result for result in known if way_of(result) == way_of(known[0])]
     batches = sorted({result.setting.batch_size for result in known}, reverse=True)
     groups = [[result for result in known if result.setting.batch_size == batch] for batch in batches]
     networks = {result.setting.network for result in known}
     return next((group for group in groups if len(group) == len(networks)), groups[0] if groups else [])
-
-
-def _is_comparable(setting: Setting) -> bool:
-    return setting.mode == "inference" and setting.input_size == (224, 224)
 
 
 def _draw_accuracy(axis: Axes, results: Sequence[Result], styles: Styles) -> None:

@@ -14,9 +14,9 @@ import torch
 
 from scalablevit_pl import __version__
 from scalablevit_pl.profiling.measurement import Plan, Result
-from scalablevit_pl.text import shorten
+from scalablevit_pl.text import WIDTH, aligned, shorten
 
-COLUMNS, LONGEST_NAME = 80, 28
+LONGEST_NAME = 28
 FEWEST_SAMPLES = 3  # for meaningful quartiles
 CONVENTIONS = {
     "multiply_adds": "for one image, of convolutions and linear layers, without biases, norms and activations; a "
@@ -116,9 +116,8 @@ def _costs(results: Sequence[Result]) -> str:
         if result.multiply_adds is not None or result.seconds is not None
     }
     header = ("network", "input", "parameters", "mult.-adds", "attention")
-    lines = [header, *((name, size, *costs) for (name, size), costs in rows.items())]
     return (
-        columns(lines)
+        aligned([header, *((*case, *costs) for case, costs in rows.items())])
         + "mult.-adds: of convolutions and linear layers for one image, without biases;\n"
         + "attention: of batched products, such as the two of attention, in addition\n"
     )
@@ -127,10 +126,10 @@ def _costs(results: Sequence[Result]) -> str:
 def table(results: Sequence[Result]) -> str:
     """Format results of one way to run; ratios are to the first network, and failures have their reason."""
     lines = [HEADER, *(_line(result, results[0].images_per_second) for result in results if result.seconds)]
-    text = columns(lines) if len(lines) > 1 else ""
+    text = aligned(lines) if len(lines) > 1 else ""
     for result in results:
         if result.note:
-            text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", COLUMNS) + "\n"
+            text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", WIDTH) + "\n"
         if result.compile_seconds is not None:
             text += f"{shorten(result.setting.network, LONGEST_NAME)}: compiled in {result.compile_seconds:.1f} s\n"
     return text
@@ -170,15 +169,3 @@ def _count(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e9:.3f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-
-def columns(lines: Sequence[tuple[str, ...]]) -> str:
-    """Align cells in 80 columns: the first column to the left, shortened if necessary, the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    widths[0] = min(widths[0], COLUMNS - sum(2 + width for width in widths[1:]))
-    return "".join(
-        f"{shorten(line[0], widths[0]):<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        + "\n"
-        for line in lines
-    )

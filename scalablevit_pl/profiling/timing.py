@@ -7,8 +7,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -87,7 +86,10 @@ def time_interleaved(
     timings: Timings[Key] = Timings({key: [] for key in calls}, {})
     counts = dict.fromkeys(calls, 1)
     order = random.Random(0)  # the same in every run
-    with gc_disabled():
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()  # so that no pause falls into a sample
+    try:
         for number in range(repeats + 1):
             keys = [*timings.samples]
             order.shuffle(keys)
@@ -103,6 +105,9 @@ def time_interleaved(
                     counts[key] = max(1, math.ceil(seconds / max(sample, 1e-9)))
                 else:
                     timings.samples[key].append(sample)
+    finally:
+        if enabled:
+            gc.enable()
     return timings
 
 
@@ -121,19 +126,6 @@ def failure_reason(error: Exception, compiling: bool = False) -> str:
     modules = [kind.__module__ for kind in type(error).__mro__]
     compiler = any(module.startswith(("torch._dynamo", "torch._inductor")) for module in modules)
     return f"does not compile: {line}" if compiling and compiler else line
-
-
-@contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Collect garbage once and then not again inside the block, so that no pause falls into a sample."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def measure_throughput(loader: DataLoader[Any], seconds: float) -> float:

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "run_folder",
         "storage",
         "tasks",
+        "text",
         "weights",
     },
     "diagnosis": {

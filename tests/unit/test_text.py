@@ -1,6 +1,6 @@
 import pytest
 
-from scalablevit_pl.text import as_cell, one_line, shorten
+from scalablevit_pl.text import aligned, as_cell, one_line, shorten
 
 
 def test_long_names_keep_both_ends() -> None:
@@ -8,6 +8,13 @@ def test_long_names_keep_both_ends() -> None:
     assert shorten("two\nlines\tand more") == "two line…nd more"
     assert shorten("exactly sixteen!") == "exactly sixteen!"
     assert shorten("one two three four", 7) == "one…our"
+
+
+def test_tables_are_aligned_in_80_columns() -> None:
+    assert aligned([("name", "ms"), ("a", "1.25"), ("longer", "30")]) == "name      ms\na       1.25\nlonger    30\n"
+    lines = aligned([("x" * 100, "1"), ("short", "y" * 40)]).splitlines()
+    assert [len(line) for line in lines] == [80, 80]
+    assert lines[0].startswith("x" * 19 + "…" + "x" * 18)
 
 
 @pytest.mark.parametrize(

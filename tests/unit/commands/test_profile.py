@@ -180,10 +180,6 @@ def test_titles_have_everything_but_the_network() -> None:
         (["a", "--threads", str(CORES + 1)], f"--threads must be at most {CORES}, .*got {CORES + 1}"),
         (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and is writable"),
         (["a", "--plot", "nowhere/x.png"], "--plot 'nowhere/x.png' must be the name of a file in a folder"),
-        (
-            ["a", "--plot", "x.png", "--mode", "inference,train", "--precision", "32,bf16", "--input-size", "32,64,96"],
-            "--plot has panels for at most 8 ways to run, got 12: ask for fewer at once",
-        ),
     ],
 )
 def test_mistakes_are_explained_in_one_sentence(words: list[str], message: str) -> None:

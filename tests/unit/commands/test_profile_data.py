@@ -45,7 +45,7 @@ def test_the_record_holds_rates_and_stages(streamed: bool, tmp_path: Path, capsy
     (rates,) = record["images_per_second"]
     assert rates["workers"] == 0
     for way in ("ours", "theirs", "ratio"):
-        assert 0.0 < rates[way]["least"] <= rates[way]["median"] <= rates[way]["most"]
+        assert 0.0 < rates[way]["minimum"] <= rates[way]["median"] <= rates[way]["maximum"]
     assert set(record["seconds_per_image"]) == set(STAGES)
     assert all(0.0 < spread["median"] < 1.0 for spread in record["seconds_per_image"].values())
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("runs")) == []

@@ -11,7 +11,8 @@ from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.models.cost import count_multiply_adds, measure_cost, peak_memory
+from scalablevit_pl.models.cost import count_multiply_adds, peak_memory
+from scalablevit_pl.models.pretrained import card_subject
 
 MEGABYTE = 1_000_000
 
@@ -23,11 +24,10 @@ def on_meta(name: str, **options: Any) -> ImageClassifier:
 
 @pytest.mark.parametrize(("size", "published"), [("small", 4.095), ("base", 8.567), ("large", 14.686)])
 def test_costs_of_the_published_sizes_match_the_release(size: str, published: float) -> None:
-    cost = measure_cost(on_meta(SIZES[size]), 224)
-    assert cost.multiply_adds / 1e9 == pytest.approx(published, rel=1e-3)
-    assert cost.input_size == 224
+    network = on_meta(SIZES[size])
+    assert count_multiply_adds(network, (3, 224, 224))[0] / 1e9 == pytest.approx(published, rel=1e-3)
     shapes = json.loads((DATA / f"{size}_keys.json").read_text()).values()
-    assert cost.parameters == sum(map(math.prod, shapes))
+    assert card_subject(network).parameters == sum(map(math.prod, shapes))
 
 
 def counted_by_hooks(model: nn.Module, image: Tensor) -> int:
@@ -55,23 +55,21 @@ def counted_by_hooks(model: nn.Module, image: Tensor) -> int:
 def test_counts_match_hooks_on_the_layers(size: int, options: dict[str, Any]) -> None:
     model = create_model("scalablevit_nano", num_classes=10, **options).eval()
     expected = counted_by_hooks(model, torch.zeros(1, model.in_chans, size, size))
-    cost = measure_cost(model, size)
-    assert cost.multiply_adds == expected
-    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert count_multiply_adds(model, (model.in_chans, size, size))[0] == expected
 
 
 def test_attention_is_counted_separately() -> None:
     # The first stage is one window of 7 × 7 tokens. Heads do not change the count.
     dims = (8, 8, 16, 16)
     backbone = ScalableViT(dims, (1, 2, 2, 4), (1, 1, 1, 1))
-    cost = measure_cost(ImageClassifier(backbone, 3, "linear"), 28)
+    _, attention = count_multiply_adds(ImageClassifier(backbone, 3, "linear"), (3, 28, 28))
     tokens = (49, 16, 4, 1)
-    assert cost.attention_multiply_adds == sum(2 * n * n * dim for n, dim in zip(tokens, dims, strict=True))
+    assert attention == sum(2 * n * n * dim for n, dim in zip(tokens, dims, strict=True))
 
 
 def test_counting_computes_nothing_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
-    measure_cost(on_meta("scalablevit_l"), 4096)  # would take terabytes
+    count_multiply_adds(on_meta("scalablevit_l"), (3, 4096, 4096))  # would take terabytes
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -3,7 +3,7 @@ from typing import Any
 from scalablevit_pl.profiling.loader import STAGES
 from scalablevit_pl.profiling.loading_report import report
 
-SPREAD = {"median": 2.0, "least": 1.0, "most": 3.0}
+SPREAD = {"median": 2.0, "minimum": 1.0, "maximum": 3.0}
 
 
 def lines_of(rates: dict[str, Any]) -> list[str]:
@@ -20,7 +20,7 @@ def lines_of(rates: dict[str, Any]) -> list[str]:
 
 
 def test_the_table_has_images_per_second_and_milliseconds() -> None:
-    ours = {"median": 1200.4, "least": 900.0, "most": 1300.0}
+    ours = {"median": 1200.4, "minimum": 900.0, "maximum": 1300.0}
     lines = lines_of({"ours": ours, "theirs": SPREAD, "ratio": SPREAD})
     assert "1,024 images of 31.4 kB, batches of 64, 5 interleaved rounds" in lines
     assert "2 1,200 (900-1,300) 2 (1-3) 2.00 (1.00-3.00)" in lines

@@ -1,14 +1,13 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from scalablevit_pl.plotting import RUN_COLOURS
 from scalablevit_pl.profiling.measurement import Result
 from scalablevit_pl.profiling.networks import Setting
-from scalablevit_pl.profiling.picture import _log_ticks, _style, comparable_results, draw_profile
+from scalablevit_pl.profiling.picture import _style, comparable_results, draw_profile
 from scalablevit_pl.profiling.timing import Spread
 
 OURS, SWIN, TWINS = "scalablevit_s", "swin_tiny_patch4_window7_224", "twins_svt_small"
@@ -34,15 +33,6 @@ def test_accuracies_use_one_way_and_the_largest_batch_measured_for_all() -> None
     assert comparable_results([*both, result(OURS, 32), *others]) == [both[1], both[3]]
     assert comparable_results([result(OURS, 1), result(OURS, 8), result(SWIN, 2)]) == [result(OURS, 8)]
     assert comparable_results(others[:3]) == []
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(1.0, 1.4), (4.5, 8.6), (4.9, 6.9), (27.0, 230.0), (0.03, 40.0), (1.0, 1e6), (100.0, 101.0)]
-)
-def test_axes_have_a_few_round_numbers(low: float, high: float) -> None:
-    ticks = _log_ticks(low, high)
-    assert 3 <= len(ticks) <= 8
-    assert all(low <= tick <= high for tick in ticks)
 
 
 def test_the_figure_has_a_panel_for_each_way_and_the_accuracies(tmp_path: Path) -> None:
