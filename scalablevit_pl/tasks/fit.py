@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from timm.scheduler.plateau_lr import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -154,6 +155,8 @@ def _build_schedule(
     named = known.keys() & inspect.signature(made).parameters.keys()
     given = getattr(make_schedule, "keywords", {})
     arguments: dict[str, Any] = {name: known[name] for name in named if given.get(name) is None}
+    if made is PlateauLRScheduler:  # its state in a checkpoint is an object, not plain values
+        raise ValueError("timm's PlateauLRScheduler cannot resume: use torch.optim.lr_scheduler.ReduceLROnPlateau")
     if made is ReduceLROnPlateau:
         arguments["mode"] = mode
     if isinstance(made, type) and issubclass(made, Scheduler):  # it multiplies by lr_scale itself

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scalablevit_pl.commands.predict import _check_out, _parse, predict_files
 from scalablevit_pl.data.folders import find_images
@@ -115,6 +115,23 @@ def test_an_image_that_cannot_be_read_does_not_cost_the_rows_of_the_others(
         assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["1.png", "3.png", r"\udcff.png"]
     assert f"cannot read {tmp_path / '2.png'}: it is not an image" in caplog.text
     assert capsys.readouterr().err.endswith("1 of 4 images cannot be read and have no row\n")
+
+
+def test_flip_averages_the_probabilities_of_both_images(tmp_path: Path) -> None:
+    model = create_model("scalablevit_nano", num_classes=3)
+    model.pretrained_cfg["input_size"] = (3, 28, 28)
+    model.save_pretrained(tmp_path / "model")
+    image = Image.effect_noise((28, 28), 90).convert("RGB")
+    image.save(tmp_path / "1.png")
+    words = ["--weights", str(tmp_path / "model"), "--out", str(tmp_path / "x.csv"), "--num_workers=0"]
+    assert predict_files([*words, "--accelerator=cpu", "--tta=flip", str(tmp_path / "1.png")]) == 0
+    both = [dict(row) for row in model.predict([image, ImageOps.mirror(image)], top_k=3)]
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    for rank in (1, 2, 3):
+        mean = sum(probabilities[row[f"label_{rank}"]] for probabilities in both) / 2
+        assert float(row[f"probability_{rank}"]) == pytest.approx(mean, abs=2e-6)
+        assert abs(both[0][row[f"label_{rank}"]] - mean) > 1e-5
 
 
 def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rate_processes import in_a_process, trace
 from small_tasks import Recorder, Scores, course, make_images, make_samples, nano, swin, twins
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
@@ -115,6 +115,8 @@ def test_a_schedule_that_rejects_its_settings_is_refused() -> None:
         ClassificationTask(Scores(), schedule=StepLR).resolve(SHAPE)
     with pytest.raises(ValueError, match=r"^the schedule OneCycleLR rejects its settings: .*float"):
         ClassificationTask(Scores(), schedule=partial(OneCycleLR, max_lr=0.1, pct_start=2.0)).resolve(SHAPE)
+    with pytest.raises(ValueError, match=r"PlateauLRScheduler cannot resume: use torch\..*ReduceLROnPlateau"):
+        ClassificationTask(Scores(), schedule=partial(PlateauLRScheduler, patience_t=2)).resolve(SHAPE)
 
 
 @pytest.mark.parametrize(
