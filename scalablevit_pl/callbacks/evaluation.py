@@ -45,7 +45,8 @@ class EvaluationReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         task: Any = pl_module
-        metrics = self._save_metrics("test", trainer, {"average": task.reported or "none"})
+        answers = {"average": task.reported or "none", "tta": getattr(task, "tta", None)}
+        metrics = self._save_metrics("test", trainer, answers)
         split = trainer.datamodule.images["test"].split  # type: ignore[attr-defined]
         self.report.write(self.folder, self._title(task, metrics, split))
         logger.info("results are in %s", self.folder)
@@ -56,7 +57,7 @@ class EvaluationReport(pl.Callback):
             return
         check_count("val", trainer)
         if trainer.is_global_zero:
-            self._save_metrics("val", trainer, {})
+            self._save_metrics("val", trainer, {"tta": getattr(pl_module, "tta", None)})
 
     def _title(self, task: Any, metrics: Mapping[str, float], split: str) -> str:
         prefix = "test" if task.reported is None else f"test_{task.reported}"

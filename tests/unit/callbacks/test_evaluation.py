@@ -41,6 +41,7 @@ def make_task(reported: str | None = None) -> Any:
     return SimpleNamespace(
         report=lambda data, predict=False: Notes(data, predict),
         reported=reported,
+        tta="flip",
         monitor="iou",
         described={"iou": MetricInfo("mean IoU", "mean_iou")},
         device="cpu",
@@ -84,6 +85,7 @@ def test_a_test_leaves_the_task_s_report_and_its_metrics(reported: str | None, s
         "test/samples": 3.0,
         "test_ema/iou": 0.75,
         "average": reported or "none",
+        "tta": "flip",
         "checkpoint": "a.ckpt",
         "dataset": "lab/data",
         "revision": "abc",
@@ -103,6 +105,7 @@ def test_a_validation_leaves_its_metrics_and_that_of_a_fit_nothing(tmp_path: Pat
     callback.on_validation_end(make_trainer(), make_task())
     record = json.loads((tmp_path / "val.json").read_text())
     assert (record["val/iou"], record["split_samples"], "average" in record) == (0.25, 3, False)
+    assert record["tta"] == "flip"
 
 
 @pytest.mark.parametrize("make", [lambda folder: EvaluationReport(folder, {}), lambda f: PredictionWriter(f / "x")])
