@@ -173,24 +173,32 @@ def _hint(name: str, keys: list[str], rejected: re.Match[str], parser: ArgumentP
 
 
 def _parameters(class_path: str) -> Iterator[str]:
-    """Yield the arguments of a class or function, and `argument.field` for the fields of dataclasses.
+    """Yield the arguments of a class or function, and `argument.field` for the fields of dataclasses."""
+    module, _, name = class_path.rpartition(".")
+    for parameter, annotation in argument_types(getattr(importlib.import_module(module), name)).items():
+        yield parameter
+        for kind in (annotation, *typing.get_args(annotation)):
+            if dataclasses.is_dataclass(kind):
+                yield from (f"{parameter}.{field.name}" for field in dataclasses.fields(kind))
+
+
+def argument_types(called: Any) -> dict[str, Any]:
+    """Return the annotation of each argument of a class or function, None where there is none that can be read.
 
     Arguments that a class passes on as `**kwargs` are those of its base classes.
     """
-    module, _, name = class_path.rpartition(".")
-    called = getattr(importlib.import_module(module), name)
+    types: dict[str, Any] = {}
     bases = called.__mro__ if isinstance(called, type) else ()
-    functions = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)] or [called]
-    for function in functions:
-        hints = typing.get_type_hints(function)
-        kinds = {parameter.name: parameter.kind for parameter in inspect.signature(function).parameters.values()}
-        for parameter in kinds.keys() - {"self", "args", "kwargs"}:
-            yield parameter
-            for kind in (hints.get(parameter), *typing.get_args(hints.get(parameter))):
-                if dataclasses.is_dataclass(kind):
-                    yield from (f"{parameter}.{field.name}" for field in dataclasses.fields(kind))
-        if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-            return
+    for function in [vars(base)["__init__"] for base in bases if "__init__" in vars(base)] or [called]:
+        try:
+            hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters.values()
+        except (NameError, TypeError, ValueError):  # names that only type checkers import, or a builtin
+            break
+        names = [parameter.name for parameter in parameters if parameter.name not in ("self", "args", "kwargs")]
+        types = {name: hints.get(name) for name in names} | types
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return types
 
 
 def _nearest(name: str, known: Iterable[str], keys: list[str]) -> str:

@@ -30,6 +30,7 @@ class Invocation:
         resume: What `--resume` or its synonym `--ckpt_path` names.
         rest: All other options, which override the configuration files.
         automatic: Whether the run was named by `resolve`.
+        own: The run's configuration file, if it is used because the command line names none.
     """
 
     command: str
@@ -39,6 +40,7 @@ class Invocation:
     resume: str | None = None
     rest: tuple[str, ...] = ()
     automatic: bool = field(default=False, compare=False)
+    own: Path | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
@@ -109,7 +111,9 @@ class Invocation:
         # With --weights an evaluation needs no run: the folder only receives the results.
         started = self.command != "fit" and not self.starts_from_weights
         own = (existing_run(run) if started else run_folder(run)) / CONFIG
-        return replace(self, run=run, configs=(str(own),) if not self.configs and own.is_file() else self.configs)
+        if self.configs or not own.is_file():
+            return replace(self, run=run)
+        return replace(self, run=run, configs=(str(own),), own=own)
 
     def _with_configs(self) -> Self:
         """Find the configuration files."""

@@ -1,6 +1,7 @@
 """Lightning's command line up to where something is built."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,11 +11,20 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.checkpointing import RunCheckpoints
 from scalablevit_pl.experiment.adoption import class_arguments
+from scalablevit_pl.experiment.class_paths import check_class_paths, imports_outside
 from scalablevit_pl.experiment.invocation import Invocation
 from scalablevit_pl.explanation import explain_argument, explain_construction
 from scalablevit_pl.run_folder import run_folder
 
 PARTS = ("model", "data")
+# What the sections of a configuration build.
+SECTIONS: dict[str, type] = {
+    "model": pl.LightningModule,
+    "data": pl.LightningDataModule,
+    "trainer": pl.Trainer,
+    "checkpoint": RunCheckpoints,
+    "ema": WeightAverage,
+}
 
 
 class ParsedExperiment(LightningCLI):
@@ -63,11 +73,16 @@ class ParsedExperiment(LightningCLI):
         parser.add_lightning_class_args(WeightAverage, "ema")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words of the invocation; `sys.argv` does not matter."""
+        """Parse the words of the invocation; `sys.argv` does not matter. Check what the run's own file names."""
+        own = self.invocation.own
         try:
-            self.config = parser.parse_args(args)  # type: ignore[arg-type]
+            with imports_outside(own.parent) if own else nullcontext():
+                self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
             raise ValueError(explain_argument(str(error), parser)) from error
+        if own is not None:
+            for name, kind in SECTIONS.items():
+                check_class_paths(self.config.get(name), kind, name, own, self.invocation.rest)
         self.folder = run_folder(self.config.run)
         arguments, self.classes_option = class_arguments(self.config)
         self.classes_open = arguments.get("num_classes", 0) is None
