@@ -217,6 +217,8 @@ def _missing_columns(table: Path) -> list[str]:
 
 def _read_table(table: Path, folder: Path) -> list[tuple[str, str]]:
     """Return the paths and labels of a table whose file names are relative to a folder."""
+    if not table.is_file():
+        raise ValueError(f"there is no file {str(table)!r}: check --data.labels")
     if missing := _missing_columns(table):
         raise ValueError(f"{str(table)!r} lacks the column {missing[0]!r}: name its columns {', '.join(COLUMNS)}")
     try:

@@ -216,6 +216,11 @@ def test_a_wrong_table_is_named(table: bytes, message: str, make_folders: MakeFi
         load_image_folder(folder, folder / "labels.csv")
 
 
+def test_a_missing_table_is_named(make_folders: MakeFiles, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no file '\S*nope\.csv': check --data\.labels"):
+        load_image_folder(make_folders("1.jpg"), tmp_path / "nope.csv")
+
+
 def test_a_folder_without_classes_names_the_columns_of_a_table(make_folders: MakeFiles) -> None:
     folder = make_folders("1.jpg")
     write_table(folder / "labels.csv", "1.jpg,a", header="id,breed")
