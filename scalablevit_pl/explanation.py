@@ -112,9 +112,9 @@ def explain_construction(error: BaseException) -> str | None:
         return None
     plain = {name: value for name, value in called["kwargs"].items() if isinstance(value, str | bool | int | float)}
     arguments = ", ".join(f"{name}={value!r}" for name, value in plain.items())
-    text = f"{type(reason).__name__}: {one_line(reason)}" if str(reason).strip() else type(reason).__name__
+    text = one_line(f"{type(reason).__name__}: {reason}").rstrip(": .")
     name = f"{module.partition('.')[0]}.{called['class_type'].__qualname__}"
-    return f"{name}({arguments}) failed with {text.rstrip('.')}: check its arguments, or see --traceback"
+    return f"{name}({arguments}) failed with {text}: check its arguments, or see --traceback"
 
 
 def explain_argument(message: str, parser: ArgumentParser) -> str:

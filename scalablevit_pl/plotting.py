@@ -59,12 +59,10 @@ def _find_fonts(text: str) -> tuple[list[str], set[str]]:
     missing = {character for character in text if character.isprintable() and not character.isspace()}
     if text.isascii():
         return families, set()
-    usual = [entry for entry in fontManager.ttflist if entry.name in families and entry.style == "normal"]
-    others = [entry for entry in fontManager.ttflist if not entry.name.startswith(("Last Resort", *families))]
-    for entry in [*usual, *others]:
-        if missing & _glyphs(entry.fname):
-            families += [entry.name] if entry.name not in families else []
-            missing = missing - _glyphs(entry.fname)
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name not in families):  # the usual ones first
+        if missing & _glyphs(font.fname) and not font.name.startswith("Last Resort"):  # which has a box for each
+            families.append(font.name)
+            missing -= _glyphs(font.fname)
     return families, missing
 
 

@@ -58,6 +58,7 @@ class EvaluationReport(pl.Callback):
         check_count("val", trainer)
         if trainer.is_global_zero:
             self._save_metrics("val", trainer, {"tta": getattr(pl_module, "tta", None)})
+            logger.info("results are in %s", self.folder)
 
     def _title(self, task: Any, metrics: Mapping[str, float], split: str) -> str:
         prefix = "test" if task.reported is None else f"test_{task.reported}"
@@ -130,6 +131,8 @@ class PredictionWriter(pl.Callback):
         self.report.gather()
         if trainer.is_global_zero:
             self.report.write_predictions(self.out)
+            if isinstance(self.out, Path):
+                logger.info("predictions are in %s", self.out)
 
 
 def report_data(trainer: pl.Trainer, part: str, pl_module: pl.LightningModule) -> ReportData:

@@ -34,8 +34,9 @@ class Progress(TQDMProgressBar):
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
         self.throughput = throughput
-        self.finished: int | None = None
-        self.validation: dict[str, float] = {}
+        self.complete = False
+        self.epoch = ""
+        self.validation: dict[str, Any] = {}
 
     def init_train_tqdm(self) -> Bar:
         """Build the bar of an epoch without its time: that of the run is shown."""
@@ -50,32 +51,31 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | Any]:
         """Return the text after the bar. Nothing is read from a GPU, which would have to synchronize."""
         speed = self.throughput.speed
+        eta = {"eta": duration(speed["speed/eta_hours"])} if "speed/eta_hours" in speed else {}
         if not speed:
             return {}
-        return {
-            "img/s": f"{speed['speed/images_per_second']:.0f}",
-            "wait": f"{speed['speed/data_wait']:.0%}",
-            **({"eta": duration(speed["speed/eta_hours"])} if "speed/eta_hours" in speed else {}),
-        }
+        return {"img/s": f"{speed['speed/images_per_second']:.0f}", "wait": f"{speed['speed/data_wait']:.0%}", **eta}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Log the epoch before, whose averages are logged after its last hook, and restart the bar."""
         self._log_epoch(trainer, *args)
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(f"Epoch {self._position(trainer, trainer.current_epoch + 1)}")
+        epochs = trainer.max_epochs
+        self.epoch = f"{trainer.current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
+        self.train_progress_bar.set_description(f"Epoch {self.epoch}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the validation's metrics."""
         super().on_validation_end(trainer, pl_module)
         task, metrics = cast("Any", pl_module), trainer.callback_metrics
-        shown = {"val/loss": "val", **{f"val/{name}": name for name in task.shown}, f"val_ema/{task.monitor}": "ema"}
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self.validation = {short: float(metrics[name]) for name, short in shown.items() if name in metrics}
+        shown = {"val": "val/loss", **{name: f"val/{name}" for name in task.shown}, "ema": f"val_ema/{task.monitor}"}
+        if not trainer.sanity_checking:
+            self.validation = {short: metrics[name] for short, name in shown.items() if name in metrics}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the epoch."""
+        """Remember that the epoch is complete."""
         super().on_train_epoch_end(trainer, pl_module)
-        self.finished = trainer.current_epoch + 1
+        self.complete = True
 
     def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Erase the bar and log the last epoch."""
@@ -88,22 +88,13 @@ class Progress(TQDMProgressBar):
             bar.close()
 
     def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the finished epoch, if any: its losses and shown metrics, speed and remaining time."""
-        if self.finished is None:
-            return
-        loss = trainer.callback_metrics.get("train/loss")
-        metrics = ({} if loss is None else {"loss": float(loss)}) | self.validation
-        speed = self.get_metrics(trainer, pl_module)
-        texts = [f"{name} {value:.3f}" for name, value in metrics.items()]
-        texts += [f"{speed['img/s']} img/s"] if speed else []
-        texts += [f"eta {speed['eta']}"] if "eta" in speed else []
-        logger.info("epoch %s: %s", self._position(trainer, self.finished), ", ".join(texts))
-        self.finished, self.validation = None, {}
-
-    @staticmethod
-    def _position(trainer: pl.Trainer, epoch: int) -> str:
-        epochs = trainer.max_epochs
-        return f"{epoch}/{epochs}" if epochs is not None and epochs > 0 else str(epoch)
+        """Log a complete epoch: its losses and shown metrics, speed and remaining time."""
+        if self.complete:
+            metrics = {"loss": trainer.callback_metrics["train/loss"], **self.validation}
+            texts = {name: f"{float(value):.3f}" for name, value in metrics.items()}
+            texts |= {name: str(text) for name, text in self.get_metrics(trainer, pl_module).items() if name != "wait"}
+            logger.info("epoch %s: %s", self.epoch, ", ".join(f"{name} {text}" for name, text in texts.items()))
+        self.complete, self.validation = False, {}
 
 
 def duration(hours: float) -> str:

@@ -4,7 +4,6 @@ import sys
 from types import SimpleNamespace
 
 from scalablevit_pl.commands.arguments import OptionParser
-from scalablevit_pl.diagnosis.data import progress_bars
 from scalablevit_pl.diagnosis.examination import Examination
 from scalablevit_pl.diagnosis.speed import quiet
 from scalablevit_pl.experiment.start import parse_fit
@@ -28,7 +27,7 @@ def read_options(options: list[str]) -> tuple[SimpleNamespace, list[str]]:
 def diagnose(options: list[str]) -> int:
     """Check a fit, print the findings, and return the exit status: 1 if a check fails, else 0."""
     own, others = read_options(options)
-    with progress_bars(shown=False), quiet():  # the findings replace the log
+    with quiet():  # the findings replace the log
         findings = list(Examination(*parse_fit(others), own).findings())
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "FAIL")}
     sys.stdout.write("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()) + "\n")

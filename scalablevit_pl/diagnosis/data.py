@@ -2,11 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 from huggingface_hub import constants
 
 from scalablevit_pl.data import BaseDataModule
@@ -95,8 +93,7 @@ class DataExamination:
         elif not self.on_hub or (self.options.download and self.fits):
             if not self.fits:
                 return False
-            with progress_bars(shown=self.options.download):
-                self.datamodule.prepare("fit")
+            self.datamodule.prepare("fit")
         else:
             try:
                 with hub.offline():
@@ -184,15 +181,3 @@ def spread(length: int, count: int) -> Iterator[int]:
     count = min(length, count)
     last = max(count - 1, 1)
     return (position * (length - 1) // last for position in range(count))
-
-
-@contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    """Show or hide the progress bars of `datasets` inside the block."""
-    before = not datasets.are_progress_bars_disabled()
-    switches = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
-    switches[shown]()
-    try:
-        yield
-    finally:
-        switches[before]()

@@ -57,7 +57,8 @@ def find_start(parsed: ParsedExperiment) -> StartingPoint:
         path, checkpoint = found
         if config.get("average") == "ema" and AVERAGED not in checkpoint:
             raise ValueError(f"{str(path)!r} has no averaged weights: use the raw ones with --average none")
-        logger.info("weights from %s", path)
+        if not automatic:
+            logger.info("weights from %s", path)
         record = checkpoint[RECORD_KEY]
         parsed.set_classes(class_arguments(record.get("config", {}))[0].get("num_classes"))
         return StartingPoint(record, checkpoint.get("global_step"))

@@ -1,6 +1,5 @@
 """Build networks by name, from their descriptions, and from stored weights."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -61,7 +60,10 @@ def create_model(
         ValueError: If the name is unknown or a value does not fit.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: {_hint(name)}")
+        import timm  # a third of a second that known names do not need
+
+        timms = f"; timm's needs --model.network timm.create_model --model.network.model_name {name}"
+        raise ValueError(f"unknown model {name!r}: there are {', '.join(MODELS)}{timms if timm.is_model(name) else ''}")
     build, default_head = MODELS[name]
     in_channels = in_channels if in_chans is None else in_chans
     drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
@@ -70,16 +72,6 @@ def create_model(
     classifier = ImageClassifier(backbone, num_classes, default_head if head is None else head, name)
     classifier.set_grad_checkpointing(grad_checkpointing)
     return classifier
-
-
-def _hint(name: str) -> str:
-    import timm  # a third of a second that known names do not need
-
-    if timm.is_model(name):
-        options = f"--model.network timm.create_model --model.network.model_name {name}"
-        return f"use timm.create_model for networks of timm ({options})"
-    near = difflib.get_close_matches(name.lower(), MODELS, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
 
 
 def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False) -> ImageClassifier:

@@ -106,16 +106,8 @@ def test_each_size_has_its_own_default_head(name: str, head: type[LinearHead]) -
     assert type(on_meta(name, head="linear").head) is LinearHead
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("scalablevit_nan", "scalablevit_nano"), ("scalablevit-b", "scalablevit_b")]
-)
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown model '{name}': did you mean '{near}'"):
-        create_model(name)
-
-
 def test_a_name_of_timm_is_answered_with_timm_s_function() -> None:
-    with pytest.raises(ValueError, match=r"'resnet50': use timm.create_model .*--model.network.model_name resnet50\)"):
+    with pytest.raises(ValueError, match=r"; timm's needs .*--model.network.model_name resnet50$"):
         create_model("resnet50")
 
 
