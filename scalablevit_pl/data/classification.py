@@ -62,7 +62,7 @@ class ClassificationDataModule(BaseDataModule):
         if sampler is not None and self.streaming:
             raise ValueError(f"sampler={sampler!r} needs all labels, and a stream has none: set --data.streaming false")
         if augmentation is not None and augmentation.auto_augment and self.preprocessing.channels == 4:
-            raise ValueError("auto_augment needs 1 or 3 channels: set --data.augmentation.auto_augment null")
+            raise ValueError("auto_augment needs 1 or 3 channels: set --data.augmentation.auto_augment ''")
         self.label_column = label_column
         self.table = None if labels is None else Path(labels).expanduser()
         self.augmentation = augmentation

@@ -210,7 +210,7 @@ def test_images_have_the_channels_of_the_preprocessing(channels: int, tmp_path: 
 def test_automatic_augmentation_of_four_channels_is_refused() -> None:
     preprocessing = Preprocessing(mean=(0.5,) * 4, std=(0.5,) * 4)
     with pytest.raises(
-        ValueError, match=r"auto_augment needs 1 or 3 channels: set --data\.augmentation\.auto_augment null"
+        ValueError, match=r"auto_augment needs 1 or 3 channels: set --data\.augmentation\.auto_augment ''"
     ):
         ClassificationDataModule("x", preprocessing=preprocessing)
     ClassificationDataModule("x", preprocessing=preprocessing, augmentation=None)
