@@ -35,12 +35,16 @@ class DataExamination:
         self.fits = True  # on the disk
         self.loaded = False
 
+    @property
+    def examinable(self) -> bool:
+        """Whether the content of the data can be examined."""
+        return self.known and self.loaded
+
     def check_hub(self) -> Iterator[Finding]:
         """Check that the data can be read from the Hub, if that is where it comes from."""
         if not self.on_hub:
             return
-        token = hub.check_token()
-        yield token
+        yield hub.check_token()
         if not constants.HF_HUB_OFFLINE:
             access, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
             yield from access
@@ -115,7 +119,7 @@ class DataExamination:
 
     def check_classes(self) -> Iterator[Finding]:
         """Report the classes, and the number of images in each if the images have labels."""
-        names = self.datamodule.class_names
+        names = self.datamodule.class_names if self.examinable else ()
         if not names:
             return
         order = f"{getattr(self.datamodule, 'class_order', None) or 'the data set'}'s order"
@@ -140,7 +144,7 @@ class DataExamination:
 
     def check_images(self) -> Iterator[Finding]:
         """Decode a sample of each part."""
-        if self.loaded and self.known:
+        if self.examinable:
             for part, images in self.datamodule.images.items():
                 yield check_images(part, images, self.options.images)
 

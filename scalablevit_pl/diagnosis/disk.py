@@ -3,9 +3,10 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
-from scalablevit_pl.diagnosis.finding import Finding, gigabytes
+from scalablevit_pl.diagnosis.finding import Finding, Status, gigabytes
 from scalablevit_pl.run_folder import RESOLVED
 
 # best.ckpt, the newest two, one of which is last.ckpt, and the temporary file of one that is being written.
@@ -36,31 +37,31 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
+def check_space(what: str, needed: float, purpose: str, folder: Path, remedy: str, status: Status = "FAIL") -> Finding:
+    """Compare the free space of a folder's disk with what is needed for a purpose."""
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    text = f"{gigabytes(needed)} {purpose}, {gigabytes(free)} free"
+    return Finding("ok", what, text) if needed <= free else Finding(status, what, text, remedy)
+
+
 def check_checkpoint_space(folder: Path, parameters: int, averaged: bool) -> Finding:
     """Compare the free space with the size of a run's checkpoints."""
     # Weights and the two moments of AdamW, four bytes each.
     needed = CHECKPOINTS * parameters * 4 * (4 if averaged else 3) + SPARE
-    free = shutil.disk_usage(nearest_existing(folder)).free
-    text = f"{gigabytes(needed)} for the run with up to {CHECKPOINTS} checkpoints, {gigabytes(free)} free"
-    if needed <= free:
-        return Finding("ok", "run disk", text)
-    return Finding("FAIL", "run disk", text, "free space, or choose a folder on another disk with --run")
+    purpose = f"for the run with up to {CHECKPOINTS} checkpoints"
+    return check_space("run disk", needed, purpose, folder, "free space, or choose a folder on another disk with --run")
 
 
 def check_data_space(needs: dict[Path, int], prepared: bool) -> Iterator[Finding]:
-    """Compare the free space with what a data set needs that is not prepared yet."""
-    disks: dict[int, tuple[list[Path], int]] = {}
-    for folder, size in needs.items():
-        device = nearest_existing(folder).stat().st_dev
-        folders, total = disks.get(device, ([], 0))
-        disks[device] = ([*folders, folder], total + size)
-    for folders, needed in disks.values():
-        free = shutil.disk_usage(nearest_existing(folders[0])).free
-        text = f"{gigabytes(needed)} for the data in {' and '.join(map(str, folders))}, {gigabytes(free)} free"
+    """Compare the free space with the bytes that a data set needs in each folder; it may be `prepared` already."""
+    disks = groupby(sorted(needs, key=_disk), _disk)
+    for folders in [list(group) for _, group in disks]:
+        needed, places = sum(needs[folder] for folder in folders), " and ".join(map(str, folders))
         remedy = "free space, or set HF_HOME to a folder on a larger disk"
-        if needed <= free:
-            yield Finding("ok", "data disk", text)
-        elif prepared:
-            yield Finding("warn", "data disk", f"{text}: too little, unless the data is there already", remedy)
-        else:
-            yield Finding("FAIL", "data disk", text, remedy)
+        remedy += ", unless the data is there already" if prepared else ""
+        status: Status = "warn" if prepared else "FAIL"
+        yield check_space("data disk", needed, f"for the data in {places}", folders[0], remedy, status)
+
+
+def _disk(folder: Path) -> int:
+    return nearest_existing(folder).stat().st_dev

@@ -49,7 +49,8 @@ class Examination:
             ("Hub", self.data.check_hub),
             ("data disk", self.data.check_disk),
             ("data", lambda: self.data.check_splits(self.trainer.world_size if self.trainer else 1)),
-            ("classes", self.check_classes),
+            ("classes", self.compare_classes),
+            ("classes", self.data.check_classes),
             ("run folder", self.check_run_folder),
             ("test data", self.data.check_test_split),
             ("images", self.data.check_images),
@@ -114,23 +115,16 @@ class Examination:
         try:
             self.trainer = self.fit.build_trainer()
         except Exception as error:
-            finding = self.finding_of("devices", error)
             remedy = machine.device_remedy(str(settings.accelerator), settings.devices)
-            yield Finding("FAIL", "devices", f"{finding.text}{finding.remedy and ': '}{finding.remedy}", remedy)
+            yield Finding("FAIL", "devices", explain(error) or one_line(error), remedy)
             return
         yield machine.check_devices(self.trainer)
         yield machine.check_precision(str(settings.precision or "32-true"), self.trainer.strategy.root_device)
 
-    def check_classes(self) -> Iterator[Finding]:
-        """Compare the data with network and checkpoint as a fit does, and report the classes."""
-        if not self.data.loaded or not self.data.known:
-            return
-        if self.task is not None:
-            yield from self.run_check("classes", self.compare_classes)
-        yield from self.data.check_classes()
-
     def compare_classes(self) -> Iterator[Finding]:
         """Build a network that takes its classes from the data, and compare the data with network and checkpoint."""
+        if not self.data.examinable or self.task is None:
+            return
         if self.fit.classes_open:
             self.fit.set_classes(len(self.datamodule.class_names))
             self.task = self.fit.build("model").model
@@ -147,7 +141,7 @@ class Examination:
         example = getattr(self.datamodule, "example_batch", None)
         if example is not None:
             self.batch = example(getattr(self.task, "num_classes", None) or 2)
-        elif self.data.loaded and self.data.known:
+        elif self.data.examinable:
             batch = next(iter(self.datamodule.train_dataloader()))
             self.batch = self.datamodule.on_before_batch_transfer(batch, 0)
         return ()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,12 +71,9 @@ def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ..
 
 
 def missing_bytes(dataset: str, commit: str, sizes: Mapping[str, int]) -> int:
-    """Return the bytes of files that are not in the cache."""
-
-    def cached(name: str) -> bool:
-        return isinstance(try_to_load_from_cache(dataset, name, revision=commit, repo_type="dataset"), str)
-
-    return sum(size for name, size in sizes.items() if not cached(name))
+    """Return the bytes of files that are not in the cache, which returns the path of those that are."""
+    cached = partial(try_to_load_from_cache, dataset, revision=commit, repo_type="dataset")
+    return sum(size for name, size in sizes.items() if not isinstance(cached(name), str))
 
 
 def cache_folders() -> tuple[Path, Path]:

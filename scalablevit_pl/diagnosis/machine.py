@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from scalablevit_pl.diagnosis.disk import check_space
 from scalablevit_pl.diagnosis.finding import Finding, gigabytes
 from scalablevit_pl.text import listed
 
 PACKAGES = ("torch", "lightning", "timm", "datasets")
-MALICIOUS = ("2.6.2", "2.6.3")  # releases of lightning that ran foreign code
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # batches that each loader process makes ahead
 
@@ -23,9 +22,6 @@ def check_versions() -> Finding:
     """Report the versions that the numbers of a run depend on."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     text = ", ".join([f"python {platform.python_version()}", *(" ".join(pair) for pair in versions.items())])
-    if versions["lightning"] in MALICIOUS:
-        remedy = "pip install -U lightning, and change the passwords and tokens on this machine"
-        return Finding("FAIL", "versions", f"{text}; this lightning is a malicious release", remedy)
     return Finding("ok", "versions", text)
 
 
@@ -88,10 +84,6 @@ def check_shared_memory(
         return
     # Each loader process makes batches ahead, and the training process holds one more.
     needed = processes * (workers * PREFETCHED + 1) * batch_bytes
-    free = shutil.disk_usage(folder).free
-    text = f"{gigabytes(needed)} of prefetched batches, {gigabytes(free)} free in {folder}"
-    if needed <= free:
-        yield Finding("ok", "shared memory", text)
-    else:
-        remedy = "enlarge it (docker run --shm-size, or --ipc=host), or set --data.num_workers lower"
-        yield Finding("FAIL", "shared memory", f"{text}: loader processes would die with a bus error", remedy)
+    remedy = "enlarge it (docker run --shm-size, or --ipc=host), or set --data.num_workers lower: loader processes "
+    remedy += "would die with a bus error"
+    yield check_space("shared memory", needed, f"of prefetched batches in {folder}", folder, remedy)

@@ -61,7 +61,16 @@ def loader_builders(datamodule: BaseDataModule, images: Sequence[Stored], folder
             (place / f"{number:07}.jpg").write_bytes(image.read())  # Pillow reads any format, whatever the suffix
         preprocessing, augmentation = datamodule.preprocessing, datamodule.augmentation
         transform = preprocessing if augmentation is None else reference_transform(preprocessing, augmentation)
-        builders["theirs"] = partial(_their_loader, ImageFolder(str(folder), transform), datamodule.batch_size)
+        builders["theirs"] = lambda workers: DataLoader(
+            ImageFolder(str(folder), transform),
+            datamodule.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate_pairs,
+            worker_init_fn=spare_worker,  # else SIGTERM to a whole job looks like a killed process
+        )
     return builders
 
 
@@ -73,19 +82,6 @@ def _our_loader(datamodule: BaseDataModule, workers: int) -> DataLoader[Any]:
         except ValueError as error:  # the command has another option for the number
             raise ValueError(str(error).replace("--data.num_workers", "--workers")) from error
     return datamodule.train_dataloader()
-
-
-def _their_loader(images: ImageFolder, batch_size: int, workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        images,
-        batch_size,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=True,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=_collate_pairs,
-        worker_init_fn=spare_worker,  # else SIGTERM to a whole job looks like a killed process
-    )
 
 
 def _collate_pairs(samples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:

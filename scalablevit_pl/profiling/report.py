@@ -19,23 +19,16 @@ from scalablevit_pl.text import WIDTH, aligned, shorten
 LONGEST_NAME = 28
 FEWEST_SAMPLES = 3  # for meaningful quartiles
 CONVENTIONS = {
-    "multiply_adds": "for one image, of convolutions and linear layers, without biases, norms and activations; a "
-    "multiply-add is two operations",
-    "attention_multiply_adds": "of batched matrix products, all of which count as attention (query with key, attention "
-    "with value), in addition to multiply_adds",
+    "multiply_adds": "for one image, of convolutions and linear layers, without biases; each is two operations",
+    "attention_multiply_adds": "of batched matrix products, all of which count as attention, in addition",
     "precision": "32 is float32 without TF32, in convolutions and in matrix products",
-    "seconds": "of one call with a whole batch of random images that are already on the device; one sample per round; "
-    "the rounds interleave all cases of a batch and input size and the matrix products, in a new order each time, each "
-    "after an untimed call; a GPU is synchronized before each reading of the clock, and at batch 1 after each call",
+    "seconds": "of a call with a whole batch on the device; a sample per round of all cases, after an untimed call",
     "inference": "weights and images in the type of the precision, under torch.inference_mode",
-    "train": "float32 weights, autocast to the type of the precision (fp16: with a loss scaler), forward pass, cross "
-    "entropy, backward pass, fused AdamW with a learning rate of 0, which keeps the weights, gradients set to None",
-    "fraction_of_matrix_rate": "images/s × 2 × (multiply_adds + attention_multiply_adds) × (3 for a training step, 1 "
-    "for inference) ÷ the best rate of a square matrix product of that type, measured in the same rounds; the "
-    "recomputation of gradient checkpointing is not counted; above 1 if layers are computed by a faster library",
-    "peak_memory": "bytes of weights, optimizer state and images plus the most that a step allocates, by torch's "
-    "allocator; on a CPU without what libraries allocate",
-    "compile_seconds": "of the first step, which compiles; not part of the times; less if torch's disk cache is warm",
+    "train": "float32 weights, forward pass under autocast, cross entropy, backward pass, fused AdamW at a rate of 0",
+    "fraction_of_matrix_rate": "images/s × 2 × all multiply-adds (× 3 for a training step) ÷ matrix_rate, which is the "
+    "operations per second of the best square matrix product in the same rounds",
+    "peak_memory": "bytes of weights, optimizer state and images, plus the most that a step allocates",
+    "compile_seconds": "of the first step, which compiles; less if torch's disk cache is warm",
 }
 HEADER = ("network", "ms", "±", "images/s", "memory", "of matmul", "ratio")
 LEGEND = """\

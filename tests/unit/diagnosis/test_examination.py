@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,8 @@ def test_data_without_labels_is_examined_and_timed_on_a_real_batch(scenes: Segme
     task = Segmentation()
     examination = examine(model=task, data=scenes)
     data = examination.data
-    checks = (lambda: data.check_splits(1), examination.check_classes, data.check_test_split, data.check_images)
+    check_splits = partial(data.check_splits, 1)
+    checks = (check_splits, examination.compare_classes, data.check_classes, data.check_test_split, data.check_images)
     findings = [finding for check in checks for finding in check()]
     assert {finding.status for finding in findings} == {"ok"}
     assert [finding.what for finding in findings] == [
