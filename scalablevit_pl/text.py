@@ -50,3 +50,11 @@ def listed(names: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
 def nfc(name: str) -> str:
     """Return a name in Unicode's form NFC: names that look alike become equal."""
     return unicodedata.normalize("NFC", name)
+
+
+def gigabytes(size: float) -> str:
+    """Format a number of bytes: `1.2 GB`, `350 MB`, `12 kB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
+    return f"{size / 1e3:.0f} kB"

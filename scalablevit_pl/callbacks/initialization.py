@@ -8,6 +8,7 @@ import torch
 
 from scalablevit_pl.models.loading import load_tensors
 from scalablevit_pl.run_folder import differences
+from scalablevit_pl.text import listed
 from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel, same_classes
 
 logger = logging.getLogger(__name__)
@@ -57,29 +58,17 @@ class StartFromWeights(pl.Callback):
     def _compare_normalization(self, preprocessing: Any) -> None:
         """Warn about images that are normalized differently than those the backbone was trained on."""
         for name in ("mean", "std"):
-            own, theirs = getattr(preprocessing, name, None), getattr(self.stored.preprocessing, name, None)
-            if None not in (own, theirs) and list(own) != list(theirs):  # type: ignore[arg-type]
-                logger.warning(
-                    "the data has %s %s and %s was trained with %s: set --data.preprocessing.%s to the same values",
-                    name,
-                    list(own),  # type: ignore[arg-type]
-                    self.source,
-                    list(theirs),  # type: ignore[arg-type]
-                    name,
-                )
+            own, theirs = (list(getattr(each, name, None) or ()) for each in (preprocessing, self.stored.preprocessing))
+            if own and theirs and own != theirs:
+                text = "the data has %s %s and %s was trained with %s: set --data.preprocessing.%s to the same values"
+                logger.warning(text, name, own, self.source, theirs, name)
 
     def _load_features(self, network: Any, names: list[str]) -> None:
         last_layer = network.last_layer
         load_tensors(network, self.stored.tensors, self.source, except_for=(last_layer,))
-        logger.info(
-            "%s: the last layer (%s) is new and random, for %d classes (%s) instead of %d (%s)",
-            self.source,
-            last_layer,
-            len(names),
-            _some(names),
-            len(self.stored.class_names),
-            _some(self.stored.class_names),
-        )
+        before, now = (f"{len(each)} classes ({listed(each, 3)})" for each in (self.stored.class_names, names))
+        text = "%s: the last layer (%s) is new and random, for %s instead of %s"
+        logger.info(text, self.source, last_layer, now, before)
 
 
 def _backbone_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +103,3 @@ def _named(source: str | None, step: int | None) -> str:
     if source is None:
         return "random weights"
     return repr(source) if step is None else f"{source!r} at step {step}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -13,7 +13,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import NETWORKS, is_known
 from scalablevit_pl.models.loading import build_module
 from scalablevit_pl.models.pretrained import card_subject
-from scalablevit_pl.text import WIDTH
+from scalablevit_pl.text import WIDTH, listed
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, count_parameters, read_description
 from scalablevit_pl.weights.hub.cache import checksum
 from scalablevit_pl.weights.hub.client import is_repository
@@ -51,9 +51,8 @@ def _describe(description: Description, folder: Path) -> dict[str, str]:
     if description.preprocessing is not None:
         rows |= description.preprocessing.summary()
     names, count = description.class_names, description.config.get("num_classes")
-    more = f" and {len(names) - 20} more" if names and len(names) > 20 else ""
     if names or count is not None:
-        rows["labels"] = f"{count}: {', '.join(names[:20])}{more}" if names else f"{count}, names unknown"
+        rows["labels"] = f"{count}: {listed(names, 20)}" if names else f"{count}, names unknown"
     return rows
 
 

@@ -40,14 +40,16 @@ class DataExamination:
         """Whether the content of the data can be examined."""
         return self.known and self.loaded
 
-    def check_hub(self) -> Iterator[Finding]:
+    def check_token(self) -> Iterator[Finding]:
+        """Check the token for data on the Hub."""
+        if self.on_hub:
+            yield hub.check_token()
+
+    def check_access(self) -> Iterator[Finding]:
         """Check that the data can be read from the Hub, if that is where it comes from."""
-        if not self.on_hub:
-            return
-        yield hub.check_token()
-        if not constants.HF_HUB_OFFLINE:
-            access, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
-            yield from access
+        if self.on_hub and not constants.HF_HUB_OFFLINE:
+            finding, self.listing = hub.check_repository(self.datamodule.dataset, self.datamodule.revision)
+            yield finding
 
     def check_disk(self) -> Iterator[Finding]:
         """Compare the free space with the size of the data."""
@@ -94,9 +96,9 @@ class DataExamination:
         """Prepare the data for a fit, and return whether it is available without a download that was not asked for."""
         if not self.known:
             self.datamodule.prepare_data()
-        elif not self.on_hub or (self.options.download and self.fits):
-            if not self.fits:
-                return False
+        elif not self.fits:
+            return False
+        elif not self.on_hub or self.options.download:
             self.datamodule.prepare("fit")
         else:
             try:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from scalablevit_pl.diagnosis.finding import Finding, Status, gigabytes
+from scalablevit_pl.diagnosis.finding import Finding, Status
 from scalablevit_pl.run_folder import RESOLVED
+from scalablevit_pl.text import gigabytes
 
 # best.ckpt, the newest two, one of which is last.ckpt, and the temporary file of one that is being written.
 CHECKPOINTS = 4
@@ -21,12 +22,10 @@ def check_run_folder(folder: Path, resuming: bool) -> Finding:
         remedy = "choose another name with --run, or continue it with --resume auto"
         return Finding("FAIL", "run folder", f"{text} already holds a run", remedy)
     place = nearest_existing(folder)
-    if not place.is_dir():
-        return Finding("FAIL", "run folder", f"{place} is a file", "move it, or choose another folder with --run")
     try:
         with tempfile.TemporaryFile(dir=place):
             return Finding("ok", "run folder", f"{text}{' is resumed' if resuming else ''}, {place} is writable")
-    except OSError as error:
+    except OSError as error:  # also if it is a file
         remedy = "fix its permissions, or choose another folder with --run"
         return Finding("FAIL", "run folder", f"{place} cannot be written ({error.strerror})", remedy)
 

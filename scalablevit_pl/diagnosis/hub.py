@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
-from scalablevit_pl.diagnosis.finding import Finding, from_sentence
-from scalablevit_pl.weights.hub.client import HubError, hub_errors, retry
+from scalablevit_pl.diagnosis.finding import Finding
+from scalablevit_pl.weights.hub.client import hub_errors, retry
 
 
 class Listing(NamedTuple):
@@ -28,38 +28,30 @@ def check_token() -> Finding:
         return Finding("warn", "Hub", text, "unset it to check the Hub")
     if get_token() is None:
         return Finding("ok", "Hub token", "none, which is enough for data that is neither gated nor private")
-    user, problem = _ask(lambda: HfApi().whoami(), "your account", None)
-    if user is None:
-        return from_sentence("Hub token", str(problem))
+    user = _ask(lambda: HfApi().whoami(), "your account", None)
     return Finding("ok", "Hub token", f"of {user['name']}")
 
 
-def check_repository(dataset: str, revision: str | None) -> tuple[list[Finding], Listing | None]:
-    """Check that a data set can be read from the Hub, and list its files if it can."""
+def check_repository(dataset: str, revision: str | None) -> tuple[Finding, Listing]:
+    """Check that a data set can be read from the Hub, and list its files."""
     api, name = HfApi(), f"datasets/{dataset}"
-    info, problem = _ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
+    info = _ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
     # The list of a gated repository's files is public; its files are not.
-    if info is not None and (info.gated or info.private):
-        _, problem = _ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
-    if problem is not None:
-        return [from_sentence("Hub access", problem)], None
+    if info.gated or info.private:
+        _ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
     listing = Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
     kind = "gated, and its terms are accepted" if info.gated else "private" if info.private else "public"
     text = f"{dataset} can be read ({kind}), commit {info.sha}"
     if revision == info.sha:
-        return [Finding("ok", "Hub access", text)], listing
+        return Finding("ok", "Hub access", text), listing
     given = f"revision {revision!r} is" if revision else "no revision is"
     remedy = f"pin it with --data.revision {info.sha}"
-    return [Finding("warn", "Hub access", f"{text}; {given} given, so later runs may get other data", remedy)], listing
+    return Finding("warn", "Hub access", f"{text}; {given} given, so later runs may get other data", remedy), listing
 
 
-def _ask(call: Callable[[], Any], name: str, revision: str | None) -> tuple[Any, str | None]:
-    """Return the Hub's answer, or one sentence for why there is none."""
-    try:
-        with hub_errors(name, revision):
-            return retry(call), None
-    except HubError as error:
-        return None, str(error)
+def _ask(call: Callable[[], Any], name: str, revision: str | None) -> Any:
+    with hub_errors(name, revision):
+        return retry(call)
 
 
 def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import torch
 
 from scalablevit_pl.diagnosis.disk import check_space
-from scalablevit_pl.diagnosis.finding import Finding, gigabytes
-from scalablevit_pl.text import listed
+from scalablevit_pl.diagnosis.finding import Finding
+from scalablevit_pl.text import gigabytes, listed
 
 PACKAGES = ("torch", "lightning", "timm", "datasets")
 SHARED_MEMORY = Path("/dev/shm")

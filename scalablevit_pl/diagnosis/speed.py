@@ -13,7 +13,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from scalablevit_pl.diagnosis.finding import Finding, gigabytes
+from scalablevit_pl.diagnosis.finding import Finding
+from scalablevit_pl.text import gigabytes
 
 FIRST_BATCH = 2  # on a CPU, where a whole batch of a large network may take minutes
 WARM_UP = 2  # steps that allocate memory and select kernels
@@ -133,11 +134,7 @@ def check_loader(rate: float, step: StepSpeed | None, workers: int, processes: i
     text = f"{rate:,.0f} images/s with {workers} loader process(es)"
     if step is None:
         return Finding("ok", "loader", text)
-    # The measurement had the machine to itself.
-    shared = min(1.0, cores / (processes * max(workers, 1)))
-    ratio = rate * shared / step.images_per_second
-    if shared < 1.0:
-        text += f", about {rate * shared:,.0f} if {processes * workers} of them share {cores} core(s)"
+    ratio = rate / step.images_per_second
     text += f": {ratio:.1f} times the training step's"
     if ratio >= 1.0:
         return Finding("ok", "loader", text)

@@ -14,7 +14,7 @@ import torch
 
 from scalablevit_pl import __version__
 from scalablevit_pl.profiling.measurement import Plan, Result
-from scalablevit_pl.text import WIDTH, aligned, shorten
+from scalablevit_pl.text import WIDTH, aligned, gigabytes, shorten
 
 LONGEST_NAME = 28
 FEWEST_SAMPLES = 3  # for meaningful quartiles
@@ -136,7 +136,7 @@ def _line(result: Result, first: float | None) -> tuple[str, ...]:
         _number(1e3 * seconds.median) if seconds else "-",
         f"{100 * spread.relative:.1f}%" if spread else "-",
         _number(rate) if rate else "-",
-        _memory(result.peak_memory) if result.peak_memory is not None else "-",
+        gigabytes(result.peak_memory) if result.peak_memory is not None else "-",
         _percent(fraction) if fraction is not None else "-",
         f"{rate / first:.2f}" if rate and first else "-",
     )
@@ -145,10 +145,6 @@ def _line(result: Result, first: float | None) -> tuple[str, ...]:
 def _percent(fraction: float) -> str:
     """Format with two digits, however small the fraction is."""
     return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:.0f}%"
-
-
-def _memory(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size < 1e10 else f"{size / 1e9:,.1f} GB"
 
 
 def _number(value: float) -> str:

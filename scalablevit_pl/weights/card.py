@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from scalablevit_pl.text import one_line
+from scalablevit_pl.text import listed, one_line
 from scalablevit_pl.weights.hub.client import is_repository
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description
 
@@ -126,9 +126,7 @@ def _labels(description: Description) -> str:
     names, count = description.class_names, description.config.get("num_classes")
     if names is None:
         return "" if count is None else f" It has {count} classes."
-    shown = ", ".join(map(_plain, names[:SHOWN_LABELS]))
-    more = f" and {len(names) - SHOWN_LABELS} more" if len(names) > SHOWN_LABELS else ""
-    return f" It has {len(names)} classes: {shown}{more}."
+    return f" It has {len(names)} classes: {listed(map(_plain, names), SHOWN_LABELS)}."
 
 
 def _usage(subject: CardSubject, title: str) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from scalablevit_pl.text import aligned, as_cell, one_line, shorten
+from scalablevit_pl.text import aligned, as_cell, gigabytes, one_line, shorten
 
 
 def test_long_names_keep_both_ends() -> None:
@@ -39,3 +39,7 @@ def test_other_cells_stay(text: str) -> None:
 
 def test_bytes_of_file_names_are_escaped() -> None:
     assert as_cell(b"a/\xff\xe9.png".decode("utf-8", "surrogateescape")) == r"a/\udcff\udce9.png"
+
+
+def test_bytes_have_readable_units() -> None:
+    assert [gigabytes(size) for size in (1.23e10, 4.56e9, 12e6, 3e3)] == ["12 GB", "4.6 GB", "12 MB", "3 kB"]

@@ -75,7 +75,7 @@ def test_weights_of_other_classes_are_loaded_but_for_the_last_layer(
     (message,) = [message for message in caplog.messages if "new and random" in message]
     assert message == (
         f"here: the last layer (head.fc) is new and random, for {len(names)} classes ({', '.join(names)}) instead of "
-        "3 (bag, boot, coat)"
+        "3 classes (bag, boot, coat)"
     )
 
 

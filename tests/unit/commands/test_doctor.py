@@ -105,7 +105,7 @@ def test_faults_of_data_and_network_are_found_together(doctor: Doctor, photos: P
         (["--data.val_split=nothing"], "there is no split 'nothing' → choose among"),
         (["--data.label_column=nothing"], "FAIL data label_column 'nothing' is not one of the columns"),
         (["--trainer.precision=bf16-mixed"], "warn precision bf16-mixed on cpu may be slower than float32"),
-        (["--run", "a/file/run"], "file is a file"),
+        (["--run", "a/file/run"], "file cannot be written (Not a directory)"),
         (["--trainer.accumulate_grad_batches=7"], "ok plan batch of 28 (4 × 7 accumulated × 1 process(es)), learning"),
         (["--trainer.accumulate_grad_batches=7"], "rate 0.002, 3,864 steps including 322 of warm-up"),
         (["--ema.decay=0.9"], "ok run disk 377 MB for the run"),

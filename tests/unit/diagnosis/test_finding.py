@@ -1,4 +1,4 @@
-from scalablevit_pl.diagnosis.finding import Finding, from_sentence, gigabytes
+from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 
 
 def test_a_row_fits_into_80_columns_with_its_remedy_on_its_own_lines() -> None:
@@ -10,7 +10,3 @@ def test_a_row_fits_into_80_columns_with_its_remedy_on_its_own_lines() -> None:
 def test_the_remedy_follows_the_last_colon_or_semicolon() -> None:
     assert from_sentence("data", "it is broken: repair it") == Finding("FAIL", "data", "it is broken", "repair it")
     assert from_sentence("data", "a: no; repair it") == Finding("FAIL", "data", "a: no", "repair it")
-
-
-def test_bytes_have_readable_units() -> None:
-    assert [gigabytes(size) for size in (1.23e10, 4.56e9, 12e6, 3e3)] == ["12 GB", "4.6 GB", "12 MB", "3 kB"]
