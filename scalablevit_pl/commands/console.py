@@ -11,7 +11,7 @@ IGNORED = (
     ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of a new torch
     "Using `DistributedSampler` with the dataloaders",  # ours counts no sample twice
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler resumes at the same batch
-    r"It is recommended to use `self.log\('(val|test)",  # all processes have computed the same number
+    r"It is recommended to use `self.log\('(train|val|test)",  # all processes have computed the same number
     "Be aware that when using `ckpt_path`, callbacks",  # an evaluation needs none of a fit's callbacks
     "The '.*' does not have many workers",
     "predict returned None",  # for a batch of unreadable images
@@ -20,7 +20,8 @@ IGNORED = (
 )
 # Beginnings of Lightning's messages that repeat ours or the command.
 REPEATED = re.compile(
-    "💡|(GPU|TPU) available|Seed set to|Restoring states|Restored all|Loaded model weights|`Trainer.fit` stopped: `max_"
+    "💡|-----|Initializing distributed|(GPU|TPU) available|Seed set to|Restoring states|Restored all"
+    "|Loaded model weights|`Trainer.fit` stopped: `max_"
 )
 
 
@@ -48,6 +49,8 @@ def show_log() -> None:
             logging.getLogger(name).propagate = False  # to the one of `lightning`, which adds its own in any case
     for message in IGNORED:
         warnings.filterwarnings("ignore", message)
+    if not is_first_process():
+        warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DELAY", "2")  # seconds: reading a small data set shows no bar
     if not (is_first_process() and sys.stderr.isatty()):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -67,7 +67,7 @@ class BaseTask(pl.LightningModule, ABC):
         monitor: Validation metric that selects `best.ckpt`, without `val/`; a class attribute.
         mode: Whether the highest (`max`) or the lowest (`min`) value of it is best; a class attribute.
         described: How metrics appear in pictures and cards, by name; a class attribute.
-        shown: Validation metrics in the progress bar; a class attribute.
+        shown: Validation metrics in the line of each epoch; a class attribute.
         lr: Learning rate for the actual batch, instead of the optimizer's; Lightning's LearningRateFinder sets it.
         num_classes: Classes of the network, or None if that does not apply.
         frozen: The names given as `freeze`.

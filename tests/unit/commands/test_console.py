@@ -48,6 +48,9 @@ def test_data_sets_show_bars_in_a_terminal_only(terminal: bool, rank: str, monke
     monkeypatch.setattr(logging.getLogger(), "handlers", [Console()])
     monkeypatch.setattr(console, "os", SimpleNamespace(environ=environment))
     monkeypatch.setattr(console, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: terminal)))
-    monkeypatch.setattr(console, "warnings", SimpleNamespace(filterwarnings=lambda *given: None))
+    ignored: list[str] = []
+    filters = SimpleNamespace(filterwarnings=lambda *given: None, simplefilter=ignored.append)
+    monkeypatch.setattr(console, "warnings", filters)
     show_log()
+    assert ignored == ([] if rank == "0" else ["ignore"])
     assert ("HF_DATASETS_DISABLE_PROGRESS_BARS" in environment) == (not terminal or rank == "1")
