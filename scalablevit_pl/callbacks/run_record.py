@@ -118,10 +118,7 @@ class RunRecord(pl.Callback):
 
 
 def check_data(datamodule: Any, task: Any, stored: Stored = None, option: str = CLASSES) -> None:
-    """Check that data after its `setup`, network and, if given, class names and preprocessing of weights agree.
-
-    `option` sets the network's number of classes.
-    """
+    """Check that data after its `setup`, network and, if given, class names and preprocessing of weights agree."""
     names, outputs = list(datamodule.class_names), task.num_classes
     if outputs is not None and len(names) < 2:
         raise ValueError(f"the data has the classes {names}: at least two are needed")

@@ -56,9 +56,8 @@ def class_arguments(config: Any) -> tuple[Any, str]:
     if network.get("class_path") == TIMM_FACTORY:
         network["dict_kwargs"] = {"num_classes": None} | dict(network.get("dict_kwargs") or {})
         return network["dict_kwargs"], "--model.network.dict_kwargs.num_classes"
-    if network.get("class_path") == BUILD:
-        return arguments["config"], "--model.network.config.num_classes"
-    return arguments, CLASSES
+    built = network.get("class_path") == BUILD
+    return (arguments["config"], "--model.network.config.num_classes") if built else (arguments, CLASSES)
 
 
 def _determine_network(stored: StoredModel, section: Mapping[str, Any]) -> bool:
@@ -120,9 +119,8 @@ def adopt_network(section: Mapping[str, Any], stored: StoredModel) -> dict[str, 
     if differing:
         raise ValueError(f"the weights are of another network: {'; '.join(differing)}: use the weights' values")
     rates = {key: rate for key, rate in choices.items() if rate is not None}
-    config["backbone"] = config["backbone"] | rates
-    if num_classes is not None:  # else the data determines it
-        config["num_classes"] = num_classes
+    classes = {} if num_classes is None else {"num_classes": num_classes}  # by default, the data's come later
+    config |= {**classes, "backbone": config["backbone"] | rates}
     checkpointing = bool(arguments.get("grad_checkpointing"))
     return {"class_path": BUILD, "init_args": {"config": config, "grad_checkpointing": checkpointing}}
 
