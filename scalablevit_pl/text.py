@@ -1,14 +1,23 @@
 """Text for messages, tables and figures."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 WIDTH = 80  # columns of a terminal
 
+# All but the tab and the line end, and halves of characters, which cannot be written at all.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def one_line(message: object, length: int | None = 300) -> str:
     """Return a message, such as an error's, on one line of limited length; the type's name where it is empty."""
     return " ".join(str(message).split())[:length] or type(message).__name__
+
+
+def visible(text: str) -> str:
+    """Escape what a terminal would obey instead of showing: control characters and marks that reorder text."""
+    return CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
 def as_cell(text: str) -> str:

@@ -6,6 +6,8 @@ import re
 import sys
 import warnings
 
+from scalablevit_pl.text import visible
+
 # Warnings of Lightning and torch that do not concern our users.
 IGNORED = (
     ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of a new torch
@@ -36,7 +38,7 @@ class Console(logging.Handler):
         """Write a message."""
         from tqdm import tqdm  # a tenth of a second that commands without messages do not need
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(visible(self.format(record)), file=sys.stderr)
 
 
 def show_log() -> None:
@@ -63,5 +65,5 @@ def is_first_process() -> bool:
 
 def fail(sentence: str) -> int:
     """Write an error to standard error and return its exit status."""
-    sys.stderr.write(f"scalablevit: error: {sentence}\n")
+    sys.stderr.write(f"scalablevit: error: {visible(sentence)}\n")
     return 2

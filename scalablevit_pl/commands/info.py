@@ -1,26 +1,25 @@
 """`info`: show the content of a model's folder, local or on the Hugging Face Hub."""
 
-import logging
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
 
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import NETWORKS, is_known
 from scalablevit_pl.models.loading import build_module
 from scalablevit_pl.models.pretrained import card_subject
-from scalablevit_pl.text import WIDTH, listed
+from scalablevit_pl.text import WIDTH, listed, one_line, visible
+from scalablevit_pl.weights.card import parse_card
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, count_parameters, read_description
 from scalablevit_pl.weights.hub.cache import checksum
 from scalablevit_pl.weights.hub.client import is_repository
 from scalablevit_pl.weights.source import fetch_model
 from scalablevit_pl.weights.stored import Description, StoredModel
 
-logger = logging.getLogger(__name__)
+LENGTH = 2000  # of a value that is shown
 
 
 def show_info(options: list[str]) -> None:
@@ -38,7 +37,7 @@ def show_info(options: list[str]) -> None:
     rows = _describe(read_description(folder), folder)
     rows |= _card_rows(folder / CARD) | {"commit": commit or "none: this is a local folder", "weights": digest}
     for name, value in rows.items():
-        lines = textwrap.wrap(value, WIDTH - 16) or [""]
+        lines = textwrap.wrap(visible(value[:LENGTH]), WIDTH - 16) or [""]
         sys.stdout.write(f"{name:<16}" + ("\n" + " " * 16).join(lines) + "\n")
 
 
@@ -73,12 +72,13 @@ def _describe_network(description: Description, folder: Path) -> dict[str, str]:
 def _card_rows(path: Path) -> dict[str, str]:
     """Read licence and metrics from a card, if there is a readable one."""
     try:
-        data = ModelCard(path.read_text(encoding="utf-8")).data
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        logger.debug("no card: %s", error)
+        data = parse_card(path.read_text(encoding="utf-8")).data
+        results = [
+            f"{result.metric_name} of {result.dataset_name} ({result.dataset_split}): {result.metric_value}"
+            for result in data.get("eval_results") or []
+        ]
+    except FileNotFoundError:
         return {"metrics": "none: there is no card"}
-    results = [
-        f"{result.metric_name} of {result.dataset_name} ({result.dataset_split}): {result.metric_value}"
-        for result in data.get("eval_results") or []
-    ]
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        return {"metrics": f"unknown: the card cannot be read ({one_line(error)})"}
     return {"metrics": "; ".join(results) or "none in the card", "licence": str(data.get("license") or "none stated")}

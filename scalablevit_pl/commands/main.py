@@ -54,6 +54,10 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit as stop:  # so Lightning ends an interrupted trainer, with status 1
+        if "--traceback" in options or not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        return report(stop.__context__) or 0
     except (KeyboardInterrupt, Exception) as error:
         if "--traceback" in options:
             raise
@@ -75,7 +79,8 @@ def run(command: str, options: list[str]) -> int:
 def report(error: BaseException) -> int | None:
     """Report an error in one line and return the exit status; None for a bug, which needs its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("scalablevit: interrupted\n")
+        if is_first_process():
+            sys.stderr.write("scalablevit: interrupted\n")
         return 128 + signal.SIGINT
     from scalablevit_pl.explanation import explain
 

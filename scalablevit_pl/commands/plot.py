@@ -15,7 +15,7 @@ from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.plotting import RUN_COLOURS, Curve, draw_comparison
 from scalablevit_pl.run_folder import RESOLVED, existing_run
 from scalablevit_pl.tasks.classification import ClassificationTask
-from scalablevit_pl.text import aligned
+from scalablevit_pl.text import aligned, visible
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def plot_runs(options: list[str]) -> None:
     draw_comparison(curves, labels, arguments.out, *training[:1])
     for monitor in dict.fromkeys(run.metrics["monitor"] for run in runs):
         group = [run for run in runs if run.metrics["monitor"] == monitor]
-        sys.stdout.write(aligned([header(group[0]), *map(summarize, group)]))
+        sys.stdout.write(visible(aligned([header(group[0]), *map(summarize, group)])))
     logger.info("the curves are in %s", arguments.out)
 
 

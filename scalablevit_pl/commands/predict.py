@@ -1,6 +1,7 @@
 """`predict` on image files: run a trained network on them."""
 
 import argparse
+import io
 import logging
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.data.images import ImageFiles
 from scalablevit_pl.models.factory import build_stored
 from scalablevit_pl.tasks import TASKS, ReportData
+from scalablevit_pl.text import visible
 from scalablevit_pl.weights.source import load_weights, pin_weights, weights_path
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ def predict_files(options: list[str]) -> int:
     network = build_stored(stored)
     task = TASKS[stored.description.task](network, tta=arguments.tta)
     data = ReportData(stored.class_names, len(paths), stored.preprocessing)
-    writer = PredictionWriter(arguments.out or sys.stdout, data)
+    shown = io.StringIO(newline=None) if arguments.out is None and sys.stdout.isatty() else None
+    writer = PredictionWriter(arguments.out or shown or sys.stdout, data)
     loader = DataLoader(
         ImageFiles(paths, stored.preprocessing, arguments.strict),
         batch_size=arguments.batch_size,
@@ -48,6 +51,8 @@ def predict_files(options: list[str]) -> int:
         callbacks=[Progress(Throughput()), writer],
     )
     trainer.predict(task, loader, return_predictions=False)
+    if shown is not None:  # a terminal
+        sys.stdout.write(visible(shown.getvalue()))
     if not writer.unreadable:
         return 0
     for line in writer.unreadable:

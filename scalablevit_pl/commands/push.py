@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.models.factory import check_folder
+from scalablevit_pl.text import visible
 from scalablevit_pl.weights.hub.client import repository_url
 from scalablevit_pl.weights.hub.upload import plan_push, push
 
@@ -32,7 +33,7 @@ def push_folder(options: list[str]) -> None:
         lines = [f"would push to {plan.repository}, branch {plan.branch}{made}:"]
         lines += [f"  {name:<24} {size:>14,} bytes" for name, size in plan.files.items()]
         lines += [f"  {name:<24} is omitted" for name in plan.left_out]
-        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write(visible("\n".join(lines) + "\n"))
         return
     pushed = push(plan)
     sys.stdout.write(f"{repository_url(pushed.repository)}\ncommit {pushed.commit}\n")

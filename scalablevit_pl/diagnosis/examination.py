@@ -19,7 +19,7 @@ from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.explanation import explain
 from scalablevit_pl.profiling.timing import core_count, measure_throughput
 from scalablevit_pl.run_folder import check_resumable
-from scalablevit_pl.text import one_line
+from scalablevit_pl.text import one_line, visible
 
 Check = Callable[[], Iterable[Finding]]
 
@@ -63,7 +63,7 @@ class Examination:
         ]
         for what, check in checks:
             for finding in self.run_check(what, check):
-                sys.stdout.write(f"{finding}\n")
+                sys.stdout.write(visible(f"{finding}\n"))
                 sys.stdout.flush()
                 yield finding
 

@@ -10,6 +10,8 @@ from jsonargparse import Namespace
 from scalablevit_pl.callbacks.initialization import TRAINING_ARGUMENTS
 from scalablevit_pl.callbacks.run_record import CLASSES
 from scalablevit_pl.models.factory import MODELS
+from scalablevit_pl.models.loading import build_module, matching_tensors
+from scalablevit_pl.models.scalablevit import ScalableViT
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.run_folder import differences
 from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
@@ -34,6 +36,8 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
     if "backbone" not in stored.description.config:
         kind = stored.description.config.get("init_args", {}).get("model_name", "another network")
         raise ValueError(f"--weights needs a network with a ScalableViT backbone, but {weights!r} holds {kind}")
+    described = build_module(lambda: ScalableViT(**stored.description.config["backbone"]), stored)
+    matching_tensors(described, stored.tensors, weights, "backbone.")  # before it takes memory
     section = config.get("model.init_args.network")
     section = section.as_dict() if isinstance(section, Namespace) else {}
     if section.get("class_path") in (CREATE, BUILD) and _determine_network(stored, section):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch
 logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
-MAX_BLOCKS = 1000  # a network with more would take longer to build than it is worth
+MAX_BLOCKS = 200  # a network with more would take longer to build than it is worth
 
 
 class LoadOptions(TypedDict, total=False):
@@ -118,14 +118,21 @@ def load_tensors(
     Raises:
         ValueError: If a tensor is missing, left over or of another shape; it names them.
     """
-    own = module.state_dict()
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    loaded = matching_tensors(module, tensors, source, prefix, except_for)
+    module.load_state_dict(module.state_dict() | loaded, assign=assign)
+    count = sum(name.startswith(prefix) for name in tensors)
+    logger.info("%s: loaded %d of %d tensors", source, len(loaded), count)
+
+
+def matching_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, prefix: str = "", except_for: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Return the weights that `load_tensors` loads; arguments and errors are the same."""
     kept = tuple(f"{part}." for part in except_for)
-    loaded = {name: tensor for name, tensor in tensors.items() if not name.startswith(kept)}
-    expected = {name: tensor for name, tensor in own.items() if not name.startswith(kept)}
-    _compare(expected, loaded, source)
-    module.load_state_dict(own | loaded, assign=assign)
-    logger.info("%s: loaded %d of %d tensors", source, len(loaded), len(tensors))
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    loaded = {name: tensor for name, tensor in inner.items() if not name.startswith(kept)}
+    _compare({name: own for name, own in module.state_dict().items() if not name.startswith(kept)}, loaded, source)
+    return loaded
 
 
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:

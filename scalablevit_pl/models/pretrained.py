@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from scalablevit_pl.models.loading import LoadOptions, adapt_channels, build_module, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import (
+    LoadOptions,
+    adapt_channels,
+    build_module,
+    load_tensors,
+    matching_tensors,
+    read_pretrained,
+)
 
 if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other imports are where they are used
     import numpy as np
@@ -97,9 +104,13 @@ class PretrainedNetwork(nn.Module):
         if description.task != cls.task:
             raise ValueError(f"{source!r} holds a network for {description.task}, and {cls.__name__} is for {cls.task}")
         same = num_classes is None or num_classes == description.config.get("num_classes")
-        config = description.config if same else {**description.config, "num_classes": num_classes}
-        network = build_module(lambda: cls.from_config(config), stored, "meta" if same else "cpu")
-        load_tensors(network, stored.tensors, source, except_for=() if same else (cls.last_layer,), assign=True)
+        new = () if same else (cls.last_layer,)
+        network = build_module(lambda: cls.from_config(description.config), stored)
+        if not same:
+            matching_tensors(network, stored.tensors, source, except_for=new)  # before it takes memory
+            config = {**description.config, "num_classes": num_classes}
+            network = build_module(lambda: cls.from_config(config), stored, "cpu")
+        load_tensors(network, stored.tensors, source, except_for=new, assign=True)
         network.annotate(description, labels=same)
         if not same:
             nearest = next(iter(stored.tensors.values()))

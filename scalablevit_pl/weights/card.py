@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from scalablevit_pl.text import listed, one_line
 from scalablevit_pl.weights.hub.client import is_repository
@@ -15,6 +16,7 @@ from scalablevit_pl.weights.stored import CLASSIFICATION, Description
 
 PAPER = "2203.10790"
 SHOWN_LABELS = 20
+MAX_METADATA, MAX_DEPTH = 100_000, 20  # characters and levels of metadata that are read
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -62,6 +64,24 @@ class Provenance:
     curves: str | None = None  # file name of the training curves beside the card
     evaluations: Sequence[Evaluation] = ()
     note: str | None = None  # paragraph on the origin of weights that no run trained
+
+
+def parse_card(text: str) -> ModelCard:
+    """Parse a card whose metadata are small and flat. Without aliases, which can stand for gigabytes, they stay so.
+
+    Raises:
+        ValueError: If they are not, or do not describe a model.
+        yaml.YAMLError: If they are not YAML.
+    """
+    block = REGEX_YAML_BLOCK.search(text)
+    metadata, depth = block[2] if block else "", 0
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"its metadata have {len(metadata):,} characters: {MAX_METADATA:,} are read")
+    for event in yaml.parse(metadata, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"its metadata hold aliases or more than {MAX_DEPTH} levels")
+    return ModelCard(text)
 
 
 def write_card(subject: CardSubject, title: str, provenance: Provenance) -> str:

@@ -176,3 +176,14 @@ def test_a_terminated_fit_says_how_to_continue(trained: Path, start: Start) -> N
     done = process.wait()
     assert done.returncode == 143
     assert re.search(r"scalablevit: error: stopped by SIGTERM after step \d+: continue with --resume auto", done.stderr)
+
+
+def test_an_interrupted_fit_has_the_status_of_an_interruption(trained: Path, start: Start) -> None:
+    words = ["fit", "--config=recipes/quickstart.yaml", "--run=interrupted", "--checkpoint.every_steps=1"]
+    process = start(*words, "--data.num_workers=0", cwd=trained)
+    wait_for(trained / "runs/interrupted", 1, process)
+    process.send_signal(signal.SIGINT)
+    done = process.wait()
+    assert done.returncode == 130
+    assert done.stderr.endswith("scalablevit: interrupted\n")
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 import pytest
 
-from scalablevit_pl.text import aligned, as_cell, gigabytes, one_line, shorten
+from scalablevit_pl.text import aligned, as_cell, gigabytes, one_line, shorten, visible
 
 
 def test_long_names_keep_both_ends() -> None:
@@ -43,3 +43,17 @@ def test_bytes_of_file_names_are_escaped() -> None:
 
 def test_bytes_have_readable_units() -> None:
     assert [gigabytes(size) for size in (1.23e10, 4.56e9, 12e6, 3e3)] == ["12 GB", "4.6 GB", "12 MB", "3 kB"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07\x1b[2Jred", r"\x1b]0;title\x07\x1b[2Jred"),
+        ("gone\rback\b\x7f\x9b31m", r"gone\rback\x08\x7f\x9b31m"),
+        ("\u202egnp.exe\u2066", r"\u202egnp.exe\u2066"),
+        ("\udcff.png", r"\udcff.png"),
+        ("Ärger\t蛙　☃ 👩‍🚀 שלום\n", "Ärger\t蛙　☃ 👩‍🚀 שלום\n"),
+    ],
+)
+def test_only_what_a_terminal_obeys_is_escaped(text: str, shown: str) -> None:
+    assert visible(text) == shown

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_session
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from scalablevit_pl.text import one_line
+from scalablevit_pl.weights.card import parse_card
 from scalablevit_pl.weights.hub.cache import is_commit
 from scalablevit_pl.weights.hub.client import (
     HubError,
@@ -127,7 +128,7 @@ def _read_card(folder: Path, license: str | None) -> str:  # noqa: A002
         raise HubError(f"{str(folder)!r} has no {CARD}: export the model again, or write its card")
     try:
         text = path.read_bytes().decode()  # keeps the ends of lines
-        card = ModelCard(text)
+        card = parse_card(text)
     except (ValueError, yaml.YAMLError) as error:
         raise HubError(f"the metadata of {str(path)!r} cannot be read ({one_line(error)}): correct it") from error
     stated = card.data.get("license")

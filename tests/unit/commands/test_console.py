@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from scalablevit_pl.commands import console
-from scalablevit_pl.commands.console import Console, show_log
+from scalablevit_pl.commands.console import Console, fail, show_log
 
 OURS, LIGHTNING = "scalablevit_pl.callbacks.run_record", "lightning.pytorch.utilities.rank_zero"
 
@@ -54,3 +54,10 @@ def test_data_sets_show_bars_in_a_terminal_only(terminal: bool, rank: str, monke
     show_log()
     assert ignored == ([] if rank == "0" else ["ignore"])
     assert ("HF_DATASETS_DISABLE_PROGRESS_BARS" in environment) == (not terminal or rank == "1")
+
+
+@pytest.mark.usefixtures("log")
+def test_control_characters_of_messages_and_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger(OURS).warning("%s is unreadable", "\x1b[2J.png")
+    fail("\x9b31m is not a class")
+    assert capsys.readouterr().err == "\\x1b[2J.png is unreadable\nscalablevit: error: \\x9b31m is not a class\n"

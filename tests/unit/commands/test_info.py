@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import LABELS, PREPROCESSING, annotate, small
+from small_networks import LABELS, PREPROCESSING, annotate, rewrite, small
 
 from scalablevit_pl.commands.info import show_info
 from scalablevit_pl.models import create_model
@@ -71,13 +71,45 @@ def test_many_labels_are_shortened_and_a_missing_card_is_stated(
     assert rows["metrics"] == "none: there is no card"
 
 
-@pytest.mark.parametrize("card", ["", "---\n- a\n---\n", "---\nlicense: [\n---\n", "# Mine\n", "\udcff"])
+@pytest.mark.parametrize(
+    ("card", "metrics"),
+    [
+        ("", "none in the card"),
+        ("# Mine\n", "none in the card"),
+        ("---\n- a\n---\n", "(repo card metadata block should be a dict)"),
+        ("---\nlicense: [\n---\n", "(while parsing a flow node"),
+        ("\udcff", "('utf-8' codec can't decode"),
+        ("---\na: &a [x]\nlicense: *a\n---\n", "(its metadata hold aliases"),
+        (f"---\nlicense: {'[' * 50_000}\n---\n", "or more than 20 levels)"),
+        (f"---\nlicense: {'x' * 100_000}\n---\n", "characters: 100,000 are read)"),
+        ("---\nmodel_name: a\neval_results: [1]\n---\n", "(Failed to validate eval_results"),
+    ],
+)
 def test_a_card_without_readable_metadata_is_tolerated(
-    tmp_path: Path, card: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, card: str, metrics: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotate(small(), LABELS).save_pretrained(tmp_path)
     (tmp_path / CARD).write_bytes(card.encode(errors="surrogateescape"))
-    assert info(tmp_path, capsys)["metrics"].startswith("none")
+    assert metrics in info(tmp_path, capsys)["metrics"]
+
+
+@pytest.mark.parametrize("depths", [[10**9, 1, 1, 1], [300, 1, 1, 1], [float("inf"), 1, 1, 1]])
+def test_a_network_of_too_many_blocks_is_not_built(tmp_path: Path, depths: list[float]) -> None:
+    small().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda config: config["model_args"].update(depths=depths))
+    with pytest.raises(ValueError, match=r"describes no network that can be built: it has \w+ blocks"):
+        show_info([str(tmp_path)])
+
+
+def test_labels_reach_the_terminal_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotate(small(), LABELS).save_pretrained(tmp_path, license="\x1b[31mmit")
+    rewrite(tmp_path, lambda config: config.update(label_names=["\x1b[2Jcat", "\ud800", "x" * 3000]))
+    shown = info(tmp_path, capsys)
+    assert shown["labels"].startswith(r"3: \x1b[2Jcat, \ud800, xxx")
+    assert len(shown["labels"]) < 2100
+    assert "\x1b" not in shown["licence"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./no/such/folder"])

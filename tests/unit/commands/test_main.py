@@ -131,5 +131,27 @@ def test_an_interruption_is_not_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: p
         main(["plot", "--traceback"])
 
 
+def test_an_interruption_that_lightning_has_caught_has_the_same_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(command: str, options: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr("scalablevit_pl.commands.main.run", interrupted)
+    assert main(["fit"]) == 130
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["predict"]) == 130
+    assert capsys.readouterr().err == "scalablevit: interrupted\n"  # once, by the first process
+
+
+def test_another_exit_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    raise_on_run(SystemExit(3), monkeypatch)
+    with pytest.raises(SystemExit, match="3"):
+        main(["fit"])
+
+
 def test_every_page_belongs_to_a_command() -> None:
     assert {*list_pages(), "profile data"} == set(COMMANDS)

@@ -1,10 +1,12 @@
 import csv
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
+from small_networks import annotate, small
 
 from scalablevit_pl.commands.predict import _check_out, _parse, predict_files
 from scalablevit_pl.data.folders import find_images
@@ -132,6 +134,18 @@ def test_flip_averages_the_probabilities_of_both_images(tmp_path: Path) -> None:
         mean = sum(probabilities[row[f"label_{rank}"]] for probabilities in both) / 2
         assert float(row[f"probability_{rank}"]) == pytest.approx(mean, abs=2e-6)
         assert abs(both[0][row[f"label_{rank}"]] - mean) > 1e-5
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_labels_are_escaped_for_a_terminal_alone(
+    terminal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate(small(), ["\x1b[2Jcat"] * 3).save_pretrained(tmp_path / "model")
+    Image.new("L", (64, 64)).save(tmp_path / "1.png")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    predict_files(["--weights", str(tmp_path / "model"), "--accelerator=cpu", str(tmp_path / "1.png")])
+    shown = r"\x1b[2Jcat" if terminal else "\x1b[2Jcat"
+    assert f",{shown}," in capsys.readouterr().out
 
 
 def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path) -> None:

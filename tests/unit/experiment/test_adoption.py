@@ -7,14 +7,19 @@ import pytest
 from jsonargparse import Namespace
 
 from scalablevit_pl.experiment.adoption import BUILD, CREATE, FROM_WEIGHTS, adopt_network, adopt_weights
-from scalablevit_pl.models import build_classifier, create_model
+from scalablevit_pl.models import ScalableViT, build_classifier, create_model
 from scalablevit_pl.preprocessing import Preprocessing
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel
 
 BACKBONE = create_model("scalablevit_nano").backbone.config | {"depths": [1, 1, 1, 1]}
-NANO = create_model("scalablevit_nano", num_classes=10, drop_path_rate=0.3).config
-CLASSIFIER = StoredModel(Description(CLASSIFICATION, NANO, preprocessing=Preprocessing(28, 1.0)), {}, "here")
-SEGMENTER = StoredModel(Description("semantic-segmentation", {"num_classes": 7, "backbone": BACKBONE}), {}, "here")
+NETWORK = create_model("scalablevit_nano", num_classes=10, drop_path_rate=0.3)
+NANO, TENSORS = NETWORK.config, NETWORK.state_dict()
+CLASSIFIER = StoredModel(Description(CLASSIFICATION, NANO, preprocessing=Preprocessing(28, 1.0)), TENSORS, "here")
+SEGMENTER = StoredModel(
+    Description("semantic-segmentation", {"num_classes": 7, "backbone": BACKBONE}),
+    {f"backbone.{name}": tensor for name, tensor in ScalableViT(**BACKBONE).state_dict().items()},
+    "here",
+)
 
 
 def adopted(stored: StoredModel, class_path: str, **arguments: Any) -> dict[str, Any]:
@@ -133,3 +138,10 @@ def test_a_fit_may_choose_another_size_and_an_evaluation_may_not() -> None:
 def test_another_normalization_is_refused(command: str) -> None:
     with pytest.raises(ValueError, match=r"trained on other images: preprocessing\.mean was .*: remove --data\.prep"):
         preprocessing(command, mean=(0.0, 0.0, 0.0))
+
+
+def test_a_description_of_other_shapes_than_the_weights_is_refused_before_it_is_built() -> None:
+    config = NANO | {"backbone": NANO["backbone"] | {"embed_dims": [10**6] * 4}}
+    stored = StoredModel(Description(CLASSIFICATION, config), TENSORS, "here")
+    with pytest.raises(ValueError, match=r"of another shape \(.* instead of \[1000000, "):
+        adopted(stored, CREATE, **section(name=FROM_WEIGHTS)["init_args"])

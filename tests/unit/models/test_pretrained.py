@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_networks import LABELS, PREPROCESSING, annotate, contents, images, small
+from small_networks import LABELS, PREPROCESSING, annotate, contents, images, rewrite, small
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -153,6 +153,13 @@ def test_other_precisions_are_kept_unless_another_is_requested(tmp_path: Path, d
     wide = ImageClassifier.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
     assert torch.equal(wide(images()), model.float()(images()))
+
+
+def test_a_network_of_other_shapes_than_its_weights_takes_no_memory(folder: Path) -> None:
+    rewrite(folder, lambda config: config["model_args"].update(embed_dims=[10**6] * 4))
+    for num_classes in (None, 5):
+        with pytest.raises(ValueError, match=r"of another shape \(.* instead of \[1000000, "):
+            ImageClassifier.from_pretrained(folder, num_classes=num_classes)
 
 
 def test_another_number_of_classes_replaces_the_last_layer_only(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

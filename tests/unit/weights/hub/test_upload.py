@@ -174,6 +174,7 @@ def add_file(name: str) -> Callable[[Path], None]:
         (change_card("license: mit", "license: unknown"), {}, ["'unknown'", "--license"]),
         (change_card("license: mit", "licence: mit"), {}, ["no licence", "--license"]),
         (change_card("license: mit", "license: [mit"), {}, [CARD, "cannot be read"]),
+        (change_card("license: mit", "license: &a [mit, *a]"), {}, [CARD, "hold aliases"]),
         (lambda folder: (folder / CARD).write_bytes(b"\xff\xfe"), {}, [CARD, "cannot be read"]),
         (add_file("pytorch_model.bin"), {}, ["'pytorch_model.bin'", "remove it"]),
         (add_file("last.ckpt"), {}, ["'last.ckpt'", "remove it"]),
