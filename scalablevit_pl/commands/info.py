@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from scalablevit_pl.text import WIDTH, listed, one_line, visible
 from scalablevit_pl.weights.card import parse_card
 from scalablevit_pl.weights.folder import CARD, CONFIG, WEIGHTS, count_parameters, read_description
 from scalablevit_pl.weights.hub.cache import checksum
-from scalablevit_pl.weights.hub.client import is_repository
+from scalablevit_pl.weights.hub.client import HubUnreachableError, is_repository
+from scalablevit_pl.weights.hub.download import count_remote_parameters
 from scalablevit_pl.weights.source import fetch_model
 from scalablevit_pl.weights.stored import Description, StoredModel
 
@@ -34,7 +36,11 @@ def show_info(options: list[str]) -> None:
         commit, folder, digest = snapshot.commit, snapshot.folder, snapshot.digests.get(WEIGHTS, "")
     else:
         digest = checksum(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no weights"
-    rows = _describe(read_description(folder), folder)
+    description = read_description(folder)
+    rows = _describe(description, folder)
+    if commit is not None and not is_known(description):
+        with suppress(HubUnreachableError):  # the description is from the cache
+            rows["parameters"] = f"{count_remote_parameters(snapshot, WEIGHTS):,}"
     rows |= _card_rows(folder / CARD) | {"commit": commit or "none: this is a local folder", "weights": digest}
     for name, value in rows.items():
         lines = textwrap.wrap(visible(value[:LENGTH]), WIDTH - 16) or [""]

@@ -119,7 +119,7 @@ class Invocation:
         """Find the configuration files."""
         if not self.configs and not any(word.partition("=")[0] in WITHOUT_FILES for word in self.rest):
             recipe = "a recipe with --config, such as --config recipes/quickstart.yaml"
-            remedy = recipe if self.command == "fit" else "a run with --run"
+            remedy = recipe if self.command == "fit" or self.starts_from_weights else "a run with --run"
             raise ValueError(f"there is nothing to start from: give {remedy}")
         return replace(self, configs=tuple(str(find_config(name)) for name in self.configs))
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import SafetensorsParsingError
 
 from scalablevit_pl.weights.hub.cache import (
     cached_commit,
@@ -99,6 +100,23 @@ def fetch(
     write_note(_listing(snapshot.folder), json.dumps(snapshot.digests))
     note_commit(cache, revision, snapshot.commit)
     return snapshot
+
+
+def count_remote_parameters(snapshot: Snapshot, name: str) -> int:
+    """Count the numbers in a safetensors file of a commit from its header, without downloading the file.
+
+    Raises:
+        HubError: If the Hub refuses or does not answer, or the file is damaged.
+    """
+    api = HfApi()
+    with hub_errors(snapshot.repository, snapshot.commit):
+        try:
+            header = retry(
+                lambda: api.parse_safetensors_file_metadata(snapshot.repository, name, revision=snapshot.commit)
+            )
+        except SafetensorsParsingError as error:
+            raise HubError(f"{name} of {snapshot.repository!r} is not a safetensors file") from error
+    return sum(header.parameter_count.values())
 
 
 def _list_files(repository: str, revision: str | None, cache: Path, token: Token) -> Snapshot:

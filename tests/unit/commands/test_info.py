@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import LABELS, PREPROCESSING, annotate, rewrite, small
+from hub_server import HubServer
+from small_networks import LABELS, PREPROCESSING, annotate, contents, rewrite, small
 
 from scalablevit_pl.commands.info import show_info
 from scalablevit_pl.models import create_model
@@ -57,6 +58,19 @@ def test_a_network_of_a_user_s_class_is_described_by_its_files(
     assert rows["parameters"] == "106"
     assert "center crop 64×64" in rows["input"]
     assert rows.get("labels") == labels
+
+
+def test_parameters_of_a_user_s_class_on_the_hub_need_no_download(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = Description("semantic-segmentation", {}, preprocessing=PREPROCESSING, network_class="not_there.Net")
+    write_folder(tmp_path / "model", description, TENSORS, None)
+    hub.add_repo("ada/net")
+    hub.commit("ada/net", contents(tmp_path / "model"))
+    assert info(Path("ada/net"), capsys)["parameters"] == "106"
+    assert not [*(tmp_path / "cache").rglob(WEIGHTS)]
+    hub.close()
+    assert "parameters" not in info(Path("ada/net"), capsys)
 
 
 def test_many_labels_are_shortened_and_a_missing_card_is_stated(

@@ -159,6 +159,8 @@ def test_a_command_with_nothing_to_start_from_names_what_it_needs(command: str, 
     for options in ([], ["--data.dataset", "photos", "--model.lr=1"]):
         with pytest.raises(ValueError, match=f"nothing to start from: give a .*{remedy}"):
             resolve(command, *options)
+    with pytest.raises(ValueError, match="give a recipe with --config"):
+        resolve("validate", "--weights", "runs/first")
     assert resolve("fit", "--data=a.Class").rest == ("--data=a.Class",)
 
 

@@ -15,6 +15,7 @@ import torch
 from hub_models import REPO, files_in, hub_error, same_weights
 from hub_server import HubServer, StoredFile
 from huggingface_hub import HfApi, constants, file_download, get_session, hf_hub_download
+from safetensors.torch import load_file
 
 from scalablevit_pl import from_pretrained
 from scalablevit_pl.weights.folder import CONFIG, FILES, WEIGHTS
@@ -237,6 +238,15 @@ def test_an_answer_without_a_commit_is_refused(hub: HubServer, repo: str, monkey
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
     with hub_error(repo, hub.endpoint, "names no commit", "HF_ENDPOINT"):
         fetch(repo)
+
+
+def test_parameters_are_counted_from_the_header_of_a_file(hub: HubServer, repo: str, models: list[Path]) -> None:
+    snapshot = fetch(repo, files=(CONFIG,))
+    count = sum(tensor.numel() for tensor in load_file(models[0] / WEIGHTS).values())
+    assert download.count_remote_parameters(snapshot, WEIGHTS) == count
+    assert not (snapshot.folder / WEIGHTS).exists()
+    with hub_error(repo, CONFIG, "is not a safetensors file"):
+        download.count_remote_parameters(snapshot, CONFIG)
 
 
 def test_a_full_disk_is_explained(repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
