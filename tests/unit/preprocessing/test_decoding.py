@@ -79,7 +79,7 @@ def test_images_are_decoded_to_the_channels_that_are_asked_for(mode: str) -> Non
     content = encode(image, "TIFF" if mode == "CMYK" else "PNG")
     for channels, expected in ((1, "L"), (3, "RGB"), (4, "RGBA")):
         decoded = decode_image(content, channels=channels)
-        assert len(decoded.getbands()) == channels
+        assert decoded.mode == {1: "L", 3: "RGB", 4: "RGBX"}[channels]  # RGBA would weight colors in a resize
         assert np.array_equal(np.asarray(decoded), np.asarray(image.convert(expected)))
 
 
