@@ -77,8 +77,7 @@ def measure_pairs(pairs: Sequence[tuple[Setting, Setting]], repeats: int) -> dic
     """Measure pairs, interleaved, and return their ratios by name."""
     settings = [setting for pair in pairs for setting in pair]
     results = {
-        result.setting: result
-        for result in measure(settings, torch.device("cpu"), Plan(repeats, 0.2, warmup=1), build, matrices=False)
+        result.setting: result for result in measure(settings, torch.device("cpu"), Plan(repeats, 0.2, warmup=1), build)
     }
     return {name_of(*pair): ratio(*(results[setting] for setting in pair)) for pair in pairs}
 

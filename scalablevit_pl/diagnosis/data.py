@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 from huggingface_hub import constants
 
 from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.data.images import SplitImages
 from scalablevit_pl.data.source import local_folder, may_be_hub_id
-from scalablevit_pl.data.splits import SPLIT_FOLDERS
 from scalablevit_pl.diagnosis import disk, hub
 from scalablevit_pl.diagnosis.finding import Finding, from_sentence
 from scalablevit_pl.explanation import explain
@@ -53,18 +54,14 @@ class DataExamination:
 
     def check_disk(self) -> Iterator[Finding]:
         """Compare the free space with the size of the data."""
-        downloads, copies = hub.cache_folders()
+        copies = Path(datasets.config.HF_DATASETS_CACHE)
         folder = local_folder(self.datamodule.dataset) if self.known else None
         if folder is not None:
             size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
             needs = {copies: size} if size else {}
         elif self.listing is not None:
-            names = [self.datamodule.train_split, self.datamodule.val_split or "validation", self.datamodule.test_split]
-            splits = {name: SPLIT_FOLDERS.get(name, (name,)) for name in names}
-            sizes = hub.files_of_splits(self.listing.sizes, splits)
-            size = sum(sizes.values())
-            missing = hub.missing_bytes(self.datamodule.dataset, self.listing.commit, sizes)
-            needs = {downloads: missing, copies: size}
+            size, missing = sum(self.listing.sizes.values()), hub.missing_bytes(self.datamodule.dataset, self.listing)
+            needs = {Path(constants.HF_HUB_CACHE): missing, copies: size}
         else:
             return
         prepared = sum(path.stat().st_size for path in copies.rglob("*.arrow")) >= size

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,12 +70,12 @@ class Examination:
 
     def run_check(self, what: str, check: Check) -> Iterator[Finding]:
         """Run a check; its warnings and its exception also become findings."""
-        with collected_warnings() as messages:
+        with collected_warnings() as records:
             try:
                 yield from check()
             except Exception as error:
                 yield self.finding_of(what, error)
-        yield from (from_sentence(what, message, "warn") for message in messages)
+        yield from (from_sentence(what, record.getMessage(), "warn") for record in records)
 
     def finding_of(self, what: str, error: Exception) -> Finding:
         """Turn an exception into a finding, and print its traceback if requested."""
@@ -189,17 +190,15 @@ class Examination:
 
 
 @contextmanager
-def collected_warnings() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[logging.LogRecord]]:
     """Collect this package's warnings inside the block instead of printing them."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    handler = BufferingHandler(capacity=sys.maxsize)
     logger = logging.getLogger("scalablevit_pl")
     handlers, level = logger.handlers, logger.level
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING)
     try:
-        yield messages
+        yield handler.buffer
     finally:
         logger.handlers = handlers
         logger.setLevel(level)

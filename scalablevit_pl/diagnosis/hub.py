@@ -1,10 +1,8 @@
 """Access to a data set on the Hub, and the size of what a run downloads."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -15,7 +13,7 @@ from scalablevit_pl.weights.hub.client import hub_errors, retry
 
 
 class Listing(NamedTuple):
-    """The files of a data repository at a commit, with their sizes in bytes."""
+    """The files of a data repository at a commit, with their sizes in bytes: parquet files, if there are any."""
 
     commit: str
     sizes: Mapping[str, int]
@@ -39,7 +37,9 @@ def check_repository(dataset: str, revision: str | None) -> tuple[Finding, Listi
     # The list of a gated repository's files is public; its files are not.
     if info.gated or info.private:
         _ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
-    listing = Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    tables = {name: size for name, size in sizes.items() if name.endswith(".parquet")}
+    listing = Listing(info.sha, tables or sizes)
     kind = "gated, and its terms are accepted" if info.gated else "private" if info.private else "public"
     text = f"{dataset} can be read ({kind}), commit {info.sha}"
     if revision == info.sha:
@@ -54,23 +54,10 @@ def _ask(call: Callable[[], Any], name: str, revision: str | None) -> Any:
         return retry(call)
 
 
-def files_of_splits(sizes: Mapping[str, int], splits: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Return the data files of some splits with their sizes: those with a split's name in theirs, or else all."""
-    tables = {name: size for name, size in sizes.items() if name.endswith(".parquet")}
-    words = {word for synonyms in splits.values() for word in synonyms}
-    wanted = {name: size for name, size in tables.items() if words & set(re.split(r"[^a-z0-9]+", name.lower()))}
-    return wanted or tables or {name: size for name, size in sizes.items() if not name.startswith(".")}
-
-
-def missing_bytes(dataset: str, commit: str, sizes: Mapping[str, int]) -> int:
+def missing_bytes(dataset: str, listing: Listing) -> int:
     """Return the bytes of files that are not in the cache, which returns the path of those that are."""
-    cached = partial(try_to_load_from_cache, dataset, revision=commit, repo_type="dataset")
-    return sum(size for name, size in sizes.items() if not isinstance(cached(name), str))
-
-
-def cache_folders() -> tuple[Path, Path]:
-    """Return the folder of downloaded files, and that of the Arrow copies of `datasets`."""
-    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
+    cached = partial(try_to_load_from_cache, dataset, revision=listing.commit, repo_type="dataset")
+    return sum(size for name, size in listing.sizes.items() if not isinstance(cached(name), str))
 
 
 @contextmanager

@@ -82,16 +82,11 @@ class Result:
 
 
 def measure(
-    settings: Iterable[Setting],
-    device: torch.device,
-    plan: Plan,
-    build: Build = build_network,
-    matrices: bool = True,
+    settings: Iterable[Setting], device: torch.device, plan: Plan, build: Build = build_network
 ) -> list[Result]:
-    """Measure every case; those of the same batch and input size are interleaved.
+    """Measure every case; those of the same batch and input size are interleaved, with matrix products.
 
-    A case that cannot be built, compiled or run has a result with a note. With `matrices`, matrix products are measured
-    in the same rounds.
+    A case that cannot be built, compiled or run has a result with a note.
     """
     results: list[Result] = []
     key = attrgetter("batch_size", "input_size")
@@ -99,7 +94,7 @@ def measure(
         for (batch_size, input_size), group in groupby(sorted(settings, key=key), key):
             cases = list(group)
             logger.info("%d case(s) at batch %d, %d×%d", len(cases), batch_size, *input_size)
-            results += _measure_group(cases, device, plan, build, matrices)
+            results += _measure_group(cases, device, plan, build)
     return results
 
 
@@ -119,9 +114,7 @@ def full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def _measure_group(
-    settings: Sequence[Setting], device: torch.device, plan: Plan, build: Build, with_matrices: bool
-) -> list[Result]:
+def _measure_group(settings: Sequence[Setting], device: torch.device, plan: Plan, build: Build) -> list[Result]:
     steps: dict[Setting, Callable[[], object]] = {}
     results = []
     compiled = any(setting.compiled for setting in settings)
@@ -135,7 +128,7 @@ def _measure_group(
                 torch.cuda.empty_cache()
         products: dict[Key, Callable[[], object]] = {
             (precision, side): call
-            for precision in sorted({setting.precision for setting in steps if with_matrices})
+            for precision in sorted({setting.precision for setting in steps})
             for side, call in matrix_calls(DTYPES[precision], device).items()
         }
         wait_each = settings[0].batch_size == 1

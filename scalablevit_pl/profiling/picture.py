@@ -91,12 +91,10 @@ def _style(name: str, index: int) -> dict[str, Any]:
 
 
 def _draw_throughput(axis: Axes, results: Sequence[Result], styles: Styles) -> None:
-    points = [
-        (result.setting.network, result.setting.batch_size, result.images_per_second or 0.0) for result in results
-    ]
-    batches = sorted({batch for _, batch, _ in points})
+    batches = sorted({result.setting.batch_size for result in results})
     for name, style in styles.items():
-        line = sorted((batch, rate) for network, batch, rate in points if network == name)
+        own = [result for result in results if result.setting.network == name]
+        line = sorted((result.setting.batch_size, result.images_per_second or 0.0) for result in own)
         axis.plot([batch for batch, _ in line], [rate for _, rate in line], **style)
     axis.set(xlabel="batch", ylabel="images/s", xscale="log", yscale="log")
     axis.set_xticks(batches, [str(batch) for batch in batches], minor=False)

@@ -54,8 +54,7 @@ def test_a_slow_pair_is_measured_again(
     slow = regression.PAIRS[1][0]
     asked: list[list[Setting]] = []
 
-    def measure(settings: Iterable[Setting], *_: object, matrices: bool) -> list[Result]:
-        assert not matrices
+    def measure(settings: Iterable[Setting], *_: object) -> list[Result]:
         asked.append([*settings])
         taken = again if len(asked) > 1 else 2.0
         return [measured(setting, taken if setting == slow else 1.0) for setting in asked[-1]]

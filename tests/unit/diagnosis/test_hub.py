@@ -12,12 +12,7 @@ from scalablevit_pl.weights.hub.client import HubError
 
 def test_files_in_the_cache_are_not_counted_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, name, **__: "here" if name == "a" else None)
-    assert hub.missing_bytes("lab/pets", "1" * 40, {"a": 5, "b": 7}) == 7
-
-
-def test_only_files_of_the_wanted_splits_count() -> None:
-    sizes = {"data/train-00000-of-00001.parquet": 7, "data/test-00000-of-00001.parquet": 5, "README.md": 1}
-    assert hub.files_of_splits(sizes, {"train": ("train",)}) == {"data/train-00000-of-00001.parquet": 7}
+    assert hub.missing_bytes("lab/pets", hub.Listing("1" * 40, {"a": 5, "b": 7})) == 7
 
 
 def answer(status: int) -> Any:
@@ -42,7 +37,8 @@ def test_no_access_fails(error: Callable[[], Exception], words: str, monkeypatch
 
 
 def test_unaccepted_terms_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = SimpleNamespace(sha="1" * 40, gated="manual", private=False, siblings=[])
+    files = [SimpleNamespace(rfilename=name, size=size) for name, size in (("train.parquet", 7), ("README.md", 1))]
+    info = SimpleNamespace(sha="1" * 40, gated="manual", private=False, siblings=files)
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: info)
     monkeypatch.setattr(hub, "retry", lambda call: call())
 
@@ -53,6 +49,7 @@ def test_unaccepted_terms_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HubError, match="accept its terms"):
         hub.check_repository("ILSVRC/imagenet-1k", "1" * 40)
     monkeypatch.setattr(HfApi, "auth_check", lambda *_, **__: None)
-    assert hub.check_repository("ILSVRC/imagenet-1k", "1" * 40)[0].status == "ok"
+    finding, listing = hub.check_repository("ILSVRC/imagenet-1k", "1" * 40)
+    assert (finding.status, listing.sizes) == ("ok", {"train.parquet": 7})
     finding, _ = hub.check_repository("ILSVRC/imagenet-1k", "main")
     assert (finding.status, finding.remedy) == ("warn", f"pin it with --data.revision {'1' * 40}")

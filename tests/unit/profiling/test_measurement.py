@@ -140,13 +140,6 @@ def test_tf32_is_disabled_during_a_measurement(monkeypatch: pytest.MonkeyPatch) 
         torch.backends.cudnn.allow_tf32 = before[0]
 
 
-def test_matrix_products_can_be_omitted() -> None:
-    [result] = measure([Setting("a")], CPU, PLAN, lambda setting: Linear(), matrices=False)
-    assert len(result.samples) == 3
-    assert not result.matrix_seconds
-    assert result.matrix_rate is None
-
-
 @pytest.mark.slow  # importing torch's compiler alone takes seconds
 def test_compiled_networks_report_the_time_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[object] = []
