@@ -30,7 +30,7 @@ def assert_one_line(status: int, stderr: str, *expected: str) -> None:
         ([*FIT, "--model.network.num_clases=3"], ["--model.network.num_clases", "--model.network.num_classes"]),
         ([*FIT, "--data.batch_size=many"], ["--data.batch_size", "int", "'many'"]),
         ([*FIT, "--data.augmentation.mixp=1"], ["--data.augmentation.mixup"]),
-        ([*FIT, "--model.network.name=scalablevit_x"], ["'scalablevit_x'", "'scalablevit_s'"]),
+        ([*FIT, "--model.network.name=scalablevit_x"], ["'scalablevit_x'", "there are scalablevit_nano"]),
         ([*FIT, "--model.network.num_classes=11"], ["10 classes", "num_classes=11"]),
         ([*FIT, "--data.dataset=./missing"], ["'./missing'"]),
         ([*FIT, "--run=first"], ["runs/first", "already holds a run", "--run"]),

@@ -100,7 +100,7 @@ def test_an_error_of_the_user_is_one_line_unless_its_traceback_is_asked_for(
     (tmp_path / "runs/first/config.yaml").touch()
     monkeypatch.chdir(tmp_path)
     assert main(["test", "--run", "frist"]) == 2
-    assert capsys.readouterr().err == "scalablevit: error: there is no run in 'runs/frist': did you mean first?\n"
+    assert capsys.readouterr().err == "scalablevit: error: there is no run in 'runs/frist': runs/ has first\n"
     with pytest.raises(ValueError, match="no run in 'runs/frist'"):
         main(["test", "--run", "frist", "--traceback"])
 
