@@ -29,8 +29,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from scalablevit_pl.models.cost import count_by_operator
-from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
-from scalablevit_pl.profiling.measurement import Plan, full_float32
+from scalablevit_pl.profiling.measurement import Plan, best_rate, full_float32, matrix_calls
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.report import describe, headline
 from scalablevit_pl.profiling.timing import synchronize, time_interleaved

@@ -13,8 +13,7 @@ from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.commands.profile import check_json, list_of, whole_number, write_record
 from scalablevit_pl.data import BaseDataModule
 from scalablevit_pl.experiment.start import parse_fit
-from scalablevit_pl.profiling.loader import compare, loader_builders, take_images, time_stages
-from scalablevit_pl.profiling.loading_report import describe, report
+from scalablevit_pl.profiling.loader import compare, describe, loader_builders, report, take_images, time_stages
 
 MOST_WORKERS = 256  # a typing error such as 22222 would keep the machine busy with starting processes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from scalablevit_pl.models import list_models
 from scalablevit_pl.plotting import RUN_COLOURS, save_figure
@@ -127,5 +127,4 @@ def _draw_accuracy(axis: Axes, results: Sequence[Result], styles: Styles) -> Non
     axis.set_xlabel("images/s\n" + textwrap.fill(f"accuracies from arXiv {', '.join(sources)}", 48))
     axis.set_ylabel("ImageNet top-1 in %\n(published, not measured here)")
     axis.margins(0.15)
-    axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(alpha=0.3)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from scalablevit_pl.models import create_model
-from scalablevit_pl.profiling import matrix
+from scalablevit_pl.profiling import measurement
 from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.timing import Spread
@@ -178,7 +178,7 @@ def lines_of(
 
 
 def test_operators_of_a_step_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(matrix.SIDES, "cpu", (64,))
+    monkeypatch.setitem(measurement.SIDES, "cpu", (64,))
     # Maps of at most seven tokens are one window, so each layer is called once.
     options = ["--mode", "train", "--batch-size", "2", "--input-size", "28", "--repeats", "1"]
     lines = lines_of("operators", "scalablevit_nano", *options, monkeypatch=monkeypatch, capsys=capsys)

@@ -1,7 +1,7 @@
 """Classification heads: from the last map to logits."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class LinearHead(nn.Module):
             ValueError: If the number of classes is negative or the pooling is unknown.
         """
         pool = self.global_pool if global_pool is None else _checked_pool(global_pool)
-        fc = _build_last(self.num_features, num_classes, like)
+        fc = _build_last(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         initialize_weights(fc)
         self.global_pool, self.fc = pool, fc.train(self.training)
 
@@ -100,11 +100,7 @@ def _checked_pool(global_pool: GlobalPool) -> GlobalPool:
     return global_pool
 
 
-def _build_last(dim: int, num_classes: int, like: Tensor | None = None) -> nn.Module:
+def _build_last(dim: int, num_classes: int, **placement: Any) -> nn.Module:
     if num_classes < 0:
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
-    if num_classes == 0:
-        return nn.Identity()
-    if like is None:
-        return nn.Linear(dim, num_classes)
-    return nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
+    return nn.Linear(dim, num_classes, **placement) if num_classes else nn.Identity()

@@ -16,7 +16,7 @@ from scalablevit_pl.commands import main as cli
 from scalablevit_pl.commands import profile_data
 from scalablevit_pl.commands.pages import read_page
 from scalablevit_pl.commands.profile import profile, read_options, settings_of
-from scalablevit_pl.profiling import matrix
+from scalablevit_pl.profiling import measurement
 from scalablevit_pl.profiling.measurement import Plan, Result
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.report import CONVENTIONS, describe, report, table
@@ -29,7 +29,7 @@ QUICK = ["--repeats", "3", "--seconds", "0", "--warmup", "1", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(matrix.SIDES, "cpu", (16, 32))
+    monkeypatch.setitem(measurement.SIDES, "cpu", (16, 32))
     monkeypatch.setattr(cli, "show_log", lambda: None)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from scalablevit_pl.profiling import matrix, measurement, networks
-from scalablevit_pl.profiling.matrix import best_rate, matrix_calls
-from scalablevit_pl.profiling.measurement import Plan, Result, measure
+from scalablevit_pl.profiling import measurement, networks
+from scalablevit_pl.profiling.measurement import Plan, Result, best_rate, matrix_calls, measure
 from scalablevit_pl.profiling.networks import Setting
 from scalablevit_pl.profiling.timing import Spread
 
@@ -18,7 +17,7 @@ PLAN = Plan(repeats=3, seconds=0.0, warmup=2)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(matrix.SIDES, "cpu", (16, 32))
+    monkeypatch.setitem(measurement.SIDES, "cpu", (16, 32))
 
 
 class Linear(nn.Module):
@@ -190,8 +189,8 @@ def test_the_matrix_rate_is_that_of_the_best_product() -> None:
 
 
 def test_sides_without_memory_and_above_a_slow_one_are_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(matrix.SIDES, "cpu", (1, 2, 3, 4))
-    inner, made = matrix._product, list[int]()
+    monkeypatch.setitem(measurement.SIDES, "cpu", (1, 2, 3, 4))
+    inner, made = measurement._product, list[int]()
 
     def product(side: int, *arguments: Any) -> Callable[[], object]:
         made.append(side)
@@ -199,8 +198,8 @@ def test_sides_without_memory_and_above_a_slow_one_are_omitted(monkeypatch: pyte
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return inner(side, *arguments)
 
-    monkeypatch.setattr(matrix, "_product", product)
-    monkeypatch.setattr(matrix, "seconds_per_call", lambda *_: 0.9 if made[-1] < 3 else 1.1)
+    monkeypatch.setattr(measurement, "_product", product)
+    monkeypatch.setattr(measurement, "seconds_per_call", lambda *_: 0.9 if made[-1] < 3 else 1.1)
     assert [*matrix_calls(torch.float32, CPU)] == [2, 3]
     assert made == [1, 2, 3]
 
