@@ -49,6 +49,8 @@ class Augmentation:
     switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.auto_augment == "None":  # the text that jsonargparse makes of null in an option
+            object.__setattr__(self, "auto_augment", None)
         for name in ("hflip", "random_erasing", "mix_prob", "switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be a probability from 0 to 1, got {getattr(self, name)}")
@@ -79,22 +81,18 @@ def reference_transform(
     Only posterizing to zero bits is fixed, which fails with Pillow 13. With `use_prefetcher` it stops at bytes, before
     normalization and erasing.
     """
-    transform: Any = create_transform(
-        preprocessing.input_size,
-        is_training=True,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
-        hflip=augmentation.hflip,
-        color_jitter=augmentation.color_jitter,
-        auto_augment=augmentation.auto_augment,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        re_prob=augmentation.random_erasing,
-        re_mode="pixel",
-        re_count=1,
-        use_prefetcher=use_prefetcher,
-    )
+    values: dict[str, Any] = {
+        name: getattr(augmentation, name) for name in ("scale", "ratio", "hflip", "color_jitter", "auto_augment")
+    }
+    values |= {name: getattr(preprocessing, name) for name in ("input_size", "interpolation", "mean", "std")}
+    erasing: dict[str, Any] = {"re_prob": augmentation.random_erasing, "re_mode": "pixel", "re_count": 1}
+    try:
+        transform: Any = create_transform(is_training=True, use_prefetcher=use_prefetcher, **values, **erasing)
+    except (AssertionError, IndexError, KeyError, ValueError) as error:
+        name = augmentation.auto_augment
+        raise ValueError(
+            f"timm has no policy {name!r} for auto_augment ({error}): use one such as 'rand-m9'"
+        ) from error
     for step in transform.transforms:
         for operation in _operations(step):
             if operation.aug_fn is auto_augment.posterize:

@@ -37,7 +37,10 @@ def assert_one_line(status: int, stderr: str, *expected: str) -> None:
         (["fit", "--config", "recipes/quikstart.yaml"], ["recipes/quickstart.yaml"]),
         (["fit", "--run", "first", "--resume", "http://127.0.0.1/x.ckpt"], ["URL"]),
         (["fit", "--run=first", "--resume=last", "--model.label_smoothing=0.3"], ["label_smoothing", "0.1", "0.3"]),
-        ([*FIT, "--run=first", "--resume=runs/other/checkpoints/last.ckpt"], ["runs/first", "already holds a run"]),
+        (
+            ["fit", "--config=runs/first/config.yaml", "--run=first", "--resume=runs/other/checkpoints/last.ckpt"],
+            ["runs/first", "already holds a run"],
+        ),
         (["test", "--run", "frist"], ["runs/frist", "first"]),
         (["test", "--config", "recipes/quickstart.yaml"], ["checkpoint"]),
         (["test", "--run", "first", "--data.preprocessing.input_size=32"], ["input_size", "28", "32"]),

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.data.transforms import (
     Augmentation,
     BatchMix,
@@ -282,3 +284,16 @@ def test_erasing_fills_only_the_patch_with_noise_of_each_channel() -> None:
         for channel, row, column in np.ndindex(noise.shape):
             expected[number, channel, top + row, left + column] = noise[channel, row, column]
     assert np.array_equal(images.numpy(), expected)
+
+
+def test_a_policy_that_timm_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="timm has no policy 'nonsense' for auto_augment"):
+        train_transform(Preprocessing(), Augmentation(auto_augment="nonsense"))
+
+
+def test_null_in_an_option_means_no_policy() -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(ClassificationDataModule, "data")
+    words = ["--data=scalablevit_pl.data.ClassificationDataModule", "--data.dataset=x"]
+    config = parser.parse_args([*words, "--data.augmentation.auto_augment=null"])
+    assert Augmentation(**config.data.init_args.augmentation.as_dict()).auto_augment is None
