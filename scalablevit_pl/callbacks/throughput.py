@@ -119,6 +119,8 @@ class FetchTimer:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the configured profiler."""
+        if name == "inner":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def start(self, action_name: str) -> None:

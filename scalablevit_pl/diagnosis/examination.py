@@ -81,10 +81,8 @@ class Examination:
         """Turn an exception into a finding, and print its traceback if requested."""
         if self.options.traceback:
             sys.stderr.write("".join(traceback.format_exception(error)))
-        sentence = explain(error)
-        if sentence is not None:
-            return from_sentence(what, sentence)
-        return Finding("FAIL", what, f"{type(error).__name__}: {one_line(error)}", "see its origin with --traceback")
+        bug = f"{type(error).__name__}: {one_line(error)}: see its origin with --traceback"
+        return from_sentence(what, explain(error) or bug)
 
     def check_configuration(self) -> Iterator[Finding]:
         """Report what was built, and what could not be."""

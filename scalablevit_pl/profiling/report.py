@@ -134,7 +134,7 @@ def _line(result: Result, first: float | None) -> tuple[str, ...]:
     return (
         result.setting.network,
         _number(1e3 * seconds.median) if seconds else "-",
-        f"{100 * spread.relative:.1f}%" if spread else "-",
+        f"{50 * (spread.upper - spread.lower) / spread.median:.1f}%" if spread else "-",
         _number(rate) if rate else "-",
         gigabytes(result.peak_memory) if result.peak_memory is not None else "-",
         _percent(fraction) if fraction is not None else "-",

@@ -35,11 +35,6 @@ class Spread:
         lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, lower, upper, min(samples), max(samples))
 
-    @property
-    def relative(self) -> float:
-        """Half the interquartile range as a fraction of the median."""
-        return (self.upper - self.lower) / 2 / self.median
-
 
 class Timings(NamedTuple, Generic[Key]):
     """Seconds per call, one sample for each round, or else why a call could not be measured, by key."""

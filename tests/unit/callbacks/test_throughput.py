@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -120,7 +121,7 @@ def test_only_training_is_counted(accumulated: int, profiler: str | None, tmp_pa
     left = (3 * steps - 1 - last) * (batch * accumulated + pauses / when)
     assert log.rows[last]["speed/eta_hours"] == pytest.approx(left / 3600.0)
     if profiler:
-        assert isinstance(trainer.profiler.inner, SimpleProfiler)
+        assert isinstance(copy.copy(trainer.profiler).inner, SimpleProfiler)
         assert "run_training_batch" in trainer.profiler.summary()
 
 
