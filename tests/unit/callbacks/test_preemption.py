@@ -130,13 +130,16 @@ def test_the_first_process_alone_asks_for_a_requeue_and_only_where_it_was_asked_
     assert capsys.readouterr().err == (f"scalablevit: error: {said}\n" if said else "")
 
 
-def test_a_loader_outlives_the_first_sigterm() -> None:
+def test_a_loader_process_outlives_signals_to_the_job_and_ends_with_its_parent() -> None:
     code = (
         "import os, signal, sys; from scalablevit_pl.data.worker import spare_worker; spare_worker(0);"
-        "os.kill(os.getpid(), signal.SIGUSR1); os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True);"
-        "os.kill(os.getpid(), signal.SIGTERM);"
-        "print('still alive', flush=True)"
+        "os.kill(os.getpid(), signal.SIGUSR1);"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM);"
+        "print('alive', flush=True); sys.stdin.read()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=600)
-    assert done.stdout == "alive\n", done.stderr
-    assert done.returncode == -signal.SIGTERM
+    worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "alive\n"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=600) == 0
