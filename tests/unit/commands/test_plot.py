@@ -104,7 +104,7 @@ def test_an_epoch_is_one_for_runs_with_other_batches(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["frist"], "no run in 'runs/frist': did you mean first?"),
+        (["frist"], "no run in 'runs/frist': runs/ has "),
         (["first", "damaged"], "cannot read 'runs/damaged/metrics.csv'"),
         (["empty"], "has no metrics in metrics.csv yet"),
         (["unresolved"], "steps_per_epoch is 0.*omit this run"),

@@ -122,7 +122,7 @@ def test_an_evaluation_uses_the_configuration_of_its_run(command: str, work: Pat
     assert resolve(command, "--run", "first").configs == ("runs/first/config.yaml",)
     assert resolve(command, "--run", "runs/first", "--config", QUICKSTART).configs == (str(find_config(QUICKSTART)),)
     for options in ([], ["--weights=null"]):
-        with pytest.raises(ValueError, match="no run in 'runs/frist': did you mean first"):
+        with pytest.raises(ValueError, match="no run in 'runs/frist': runs/ has first"):
             resolve(command, "--run", "frist", "--config", QUICKSTART, *options)
 
 
