@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from scalablevit_pl.storage import written_aside
+from scalablevit_pl.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def existing_run(run: str) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     configs = sorted(RUNS.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    names = ", ".join(path.parent.name for path in configs[:10]) + (", …" if len(configs) > 10 else "")
+    names = listed((path.parent.name for path in configs), 10)
     raise ValueError(f"there is no run in {str(folder)!r}: {f'runs/ has {names}' if names else 'give its path'}")
 
 
@@ -127,10 +128,9 @@ def check_resumable(earlier: dict[str, Any], now: dict[str, Any]) -> None:
         if not line.startswith(FREE)
     ]
     if changed:
-        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise ValueError(
-            f"the run cannot resume with other settings: {shown}: drop these options and --config, the run uses its "
-            "saved configuration"
+            f"the run cannot resume with other settings: {listed(changed, separator='; ')}: drop these options and "
+            "--config, the run uses its saved configuration"
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from scalablevit_pl.data import BaseDataModule, DensePreprocessing
 from scalablevit_pl.data.images import JointTransform, Row, Sample, Targets, collate
-from scalablevit_pl.preprocessing import to_pixels
+from scalablevit_pl.preprocessing.records import to_pixels
 
 IGNORED = 255
 

@@ -127,13 +127,11 @@ def load_image_folder(folder: Path, table: Path | None = None) -> tuple[datasets
     # patterns, and take the innermost folder for the class.
     names = datasets.ClassLabel(names=sorted({file.label for file in files}))
     features = datasets.Features({"image": datasets.Image(), "label": names})
-    columns: dict[str, dict[str, list[str]]] = {}
+    rows: dict[str, list[dict[str, str]]] = {}
     for split, path, label in files:
-        rows = columns.setdefault(split, {"image": [], "label": []})
-        rows["image"].append(str(path))
-        rows["label"].append(label)
+        rows.setdefault(split, []).append({"image": str(path), "label": label})
     try:
-        splits = {split: datasets.Dataset.from_dict(rows, features=features) for split, rows in columns.items()}
+        splits = {split: datasets.Dataset.from_list(each, features=features) for split, each in rows.items()}
     except UnicodeEncodeError as error:
         raise ValueError(f"the name of {error.object!r} is not UTF-8: rename it") from error
     return datasets.DatasetDict(splits), describe_files(left_out)

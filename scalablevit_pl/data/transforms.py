@@ -14,7 +14,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from scalablevit_pl.preprocessing import Preprocessing, to_pixels
+from scalablevit_pl.preprocessing.records import Preprocessing, to_pixels
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class ImageClassifier(PretrainedNetwork):
         Raises:
             ValueError: If `pretrained_cfg` describes something else than a square center crop.
         """
-        from scalablevit_pl.preprocessing import read_preprocessing
+        from scalablevit_pl.preprocessing.records import read_preprocessing
 
         return read_preprocessing(self.pretrained_cfg, self.in_chans)
 

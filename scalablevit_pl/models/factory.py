@@ -8,9 +8,10 @@ from torch import nn
 
 from scalablevit_pl.models.attention import WindowPad
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
-from scalablevit_pl.models.loading import LoadOptions, adapt_channels, load_tensors, read_pretrained
+from scalablevit_pl.models.loading import LoadOptions, load_tensors, read_pretrained
 from scalablevit_pl.models.pretrained import PretrainedNetwork
 from scalablevit_pl.models.scalablevit import ScalableViT, scalablevit_b, scalablevit_l, scalablevit_nano, scalablevit_s
+from scalablevit_pl.text import one_line
 
 if TYPE_CHECKING:
     from scalablevit_pl.weights.stored import Description, StoredModel
@@ -93,18 +94,13 @@ def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False
 
 
 def from_pretrained(
-    pretrained_model_name_or_path: str | Path,
-    *,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    **options: Unpack[LoadOptions],
+    pretrained_model_name_or_path: str | Path, *, num_classes: int | None = None, **options: Unpack[LoadOptions]
 ) -> PretrainedNetwork:
     """Load a network of any task from a folder or from the Hugging Face Hub, in eval mode.
 
     Arguments and errors are those of `PretrainedNetwork.from_pretrained`.
     """
-    stored = adapt_channels(read_pretrained(pretrained_model_name_or_path, **options), in_chans)
-    network: PretrainedNetwork = build_stored(stored, num_classes)
+    network: PretrainedNetwork = build_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
     return network
 
 
@@ -148,7 +144,6 @@ def _build_timm(stored: "StoredModel") -> nn.Module:
     """Build a timm network from the arguments in a checkpoint."""
     import timm  # a third of a second that our own networks do not need
 
-    from scalablevit_pl.text import one_line
     from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
 
     config, source = stored.description.config, stored.source

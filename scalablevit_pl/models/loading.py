@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from scalablevit_pl.text import listed, one_line
+
 if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch
     from scalablevit_pl.weights.stored import StoredModel
 
@@ -29,6 +31,8 @@ class LoadOptions(TypedDict, total=False):
         force_download: Download cached files again.
         device: Device of the weights; by default the CPU.
         dtype: Type to convert the weights to; by default they stay as stored.
+        in_chans: For another number of channels than the model's, the weights of the first layer are summed or
+            repeated, and the averages of the preprocessing's mean and std are used.
     """
 
     revision: str | None
@@ -38,6 +42,7 @@ class LoadOptions(TypedDict, total=False):
     force_download: bool
     device: str | torch.device | None
     dtype: torch.dtype | None
+    in_chans: int | None
 
 
 def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpack[LoadOptions]) -> "StoredModel":
@@ -45,12 +50,12 @@ def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpac
     from scalablevit_pl.weights.folder import read_folder
     from scalablevit_pl.weights.source import locate_model
 
-    device, dtype = options.pop("device", None), options.pop("dtype", None)
-    stored = read_folder(locate_model(name_or_path, **options), device, prefix)
+    device, dtype, channels = options.pop("device", None), options.pop("dtype", None), options.pop("in_chans", None)
+    stored = _adapt_channels(read_folder(locate_model(name_or_path, **options), device, prefix), channels)
     return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
 
 
-def adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel":
+def _adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel":
     """Return a stored network for images of another number of channels; None or its own number changes nothing.
 
     The first layer's weights are summed for one channel, else repeated and scaled, as in timm.
@@ -83,8 +88,6 @@ def build_module(build: Callable[[], Module], stored: "StoredModel", device: str
     Raises:
         ValueError: If it describes none, or one that is deeper than the number of tensors allows.
     """
-    from scalablevit_pl.text import one_line
-
     try:
         backbone = stored.description.config.get("backbone")
         blocks = sum(backbone.get("depths", [])) if isinstance(backbone, dict) else 0
@@ -142,10 +145,6 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source
         "left over": sorted(found.keys() - expected.keys()),
         "of another shape": [f"{n} {list(found[n].shape)} instead of {list(expected[n].shape)}" for n in differing],
     }
-    problems = [
-        f"{len(each)} {what} ({', '.join(each[:3])}{', …' if len(each) > 3 else ''})"
-        for what, each in names.items()
-        if each
-    ]
+    problems = [f"{len(each)} {what} ({listed(each, 3)})" for what, each in names.items() if each]
     if problems:
         raise ValueError(f"the tensors of {source!r} are not those of the network: {'; '.join(problems)}")

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from scalablevit_pl.models.loading import (
-    LoadOptions,
-    adapt_channels,
-    build_module,
-    load_tensors,
-    matching_tensors,
-    read_pretrained,
-)
+from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, matching_tensors, read_pretrained
 
 if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other imports are where they are used
     import numpy as np
@@ -72,7 +65,6 @@ class PretrainedNetwork(nn.Module):
         pretrained_model_name_or_path: str | Path,
         *,
         num_classes: int | None = None,
-        in_chans: int | None = None,
         **options: Unpack[LoadOptions],
     ) -> Self:
         """Load a network from a folder or from the Hugging Face Hub, in eval mode.
@@ -83,15 +75,12 @@ class PretrainedNetwork(nn.Module):
         Args:
             pretrained_model_name_or_path: A folder with `model.safetensors` and `config.json`, or `owner/name`.
             num_classes: Another number of classes than the model's gives it a new, random last layer.
-            in_chans: For another number of channels than the model's, the weights of the first layer are summed or
-                repeated, and the averages of the preprocessing's mean and std are used.
             **options: See `LoadOptions`.
 
         Raises:
             ValueError: If there is no such model, or it cannot be read or loaded; the message says what to do.
         """
-        stored = adapt_channels(read_pretrained(pretrained_model_name_or_path, **options), in_chans)
-        return cls.from_stored(stored, num_classes)
+        return cls.from_stored(read_pretrained(pretrained_model_name_or_path, **options), num_classes)
 
     @classmethod
     def from_stored(cls, stored: "StoredModel", num_classes: int | None = None) -> Self:
@@ -234,7 +223,7 @@ class PretrainedNetwork(nn.Module):
             ValueError: If it is not an image or cannot be read, or the network takes other channels than its
                 preprocessing returns.
         """
-        from scalablevit_pl.preprocessing import open_image
+        from scalablevit_pl.preprocessing.decoding import open_image
 
         preprocessing = self.preprocessing
         channels = getattr(preprocessing, "channels", 3)  # a user's own transform takes RGB images

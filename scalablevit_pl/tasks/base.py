@@ -30,7 +30,7 @@ from scalablevit_pl.tasks.fit import (
 )
 from scalablevit_pl.tasks.freezing import checkpoint_gradients, frozen_modules
 from scalablevit_pl.tasks.freezing import freeze as freeze_parts
-from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleCount
+from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, SampleCount, gather_sums, mark_updated, restore_sums
 from scalablevit_pl.tasks.report import MetricInfo, Report, ReportData
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,8 @@ class BaseTask(pl.LightningModule, ABC):
             checkpoint_gradients(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
-        self.averages = nn.ModuleDict()
-        self.evaluations = nn.ModuleDict()
+        self.averages: Any = nn.ModuleDict()
+        self.evaluations: Any = nn.ModuleDict()
         # A plain dictionary, so that these networks are not trained, wrapped or saved with the task.
         self.networks: dict[str, nn.Module] = {}
         self.reported: str | None = None
@@ -207,9 +207,8 @@ class BaseTask(pl.LightningModule, ABC):
         output = self.compute(self.network, batch | {"image": self.arrange(batch["image"])})
         losses = self.loss(output, batch)
         with torch.no_grad():
-            average: Any = self.averages["loss"]
-            average.update(losses, 1.0 if losses.ndim else len(batch["image"]))
-            self.update(self._training_metrics(), output, batch)
+            self.averages["loss"].update(losses, 1.0 if losses.ndim else len(batch["image"]))
+            self.update(dict(self.averages.items()), output, batch)
         loss = losses.mean()
         self.log("train/step_loss", loss)
         self.log("train/lr", peak_rate(self.optimizers()))  # type: ignore[arg-type]
@@ -218,11 +217,8 @@ class BaseTask(pl.LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages over the samples of all processes, and reset them."""
         self._log_metrics("train", self.averages)
-        for metric in self._training_metrics().values():
+        for metric in self.averages.values():
             metric.reset()
-
-    def _training_metrics(self) -> dict[str, Metric]:
-        return dict(self.averages.items())  # type: ignore[arg-type]
 
     def configure_gradient_clipping(
         self,
@@ -275,10 +271,7 @@ class BaseTask(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the unfinished epoch's averages, `(processes, …)` each; a collective call."""
         checkpoint[FOUND_LR] = self.lr
-        checkpoint[AVERAGES] = {
-            name: {state: self._of_all_processes(getattr(metric, state)) for state in metric._defaults}
-            for name, metric in self._training_metrics().items()
-        }
+        checkpoint[AVERAGES] = {name: gather_sums(metric, self.all_gather) for name, metric in self.averages.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore these sums: each process its own, or the first one all of them if the number of processes changed."""
@@ -286,22 +279,9 @@ class BaseTask(pl.LightningModule, ABC):
         # A resumed run keeps its learning rate: another search would make Lightning forget this checkpoint.
         kept = [own for own in self.trainer.callbacks if not isinstance(own, LearningRateFinder)]  # type: ignore[attr-defined]
         self.trainer.callbacks = kept  # type: ignore[attr-defined]
-        metrics = self._training_metrics()
         for name, states in checkpoint.get(AVERAGES, {}).items():
-            if name not in metrics:  # an earlier version logged top-5 accuracy of few classes
-                continue
-            metric = metrics[name]
-            _mark_updated(metric)
-            for state, sums in states.items():
-                if len(sums) == self.trainer.world_size:
-                    own = sums[self.global_rank]
-                else:
-                    own = sums.sum(dim=0) if self.global_rank == 0 else torch.zeros_like(sums[0])
-                setattr(metric, state, own.to(self.device))
-
-    def _of_all_processes(self, value: Tensor) -> Tensor:
-        gathered: Tensor = self.all_gather(value)  # type: ignore[assignment]
-        return gathered.reshape(self.trainer.world_size, *value.shape).cpu()
+            if name in self.averages:  # an earlier version logged top-5 accuracy of few classes
+                restore_sums(self.averages[name], states, self.trainer.world_size, self.global_rank)
 
     # Evaluation.
 
@@ -336,7 +316,7 @@ class BaseTask(pl.LightningModule, ABC):
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
         for metrics in self.evaluations.values():
-            for metric in metrics.values():  # type: ignore[operator]
+            for metric in metrics.values():
                 metric.reset()
 
     on_test_epoch_start = on_validation_epoch_start
@@ -364,7 +344,7 @@ class BaseTask(pl.LightningModule, ABC):
         predictions = {}
         for name, network in self._evaluated(part).items():
             output = self.compute(network, batch)
-            metrics: Any = dict(self.evaluations[name].items())  # type: ignore[operator]
+            metrics = dict(self.evaluations[name].items())
             metrics.pop("samples").update(len(batch["image"]))
             self.update(metrics, output, batch)
             predictions[name] = self.predict(output)
@@ -377,7 +357,7 @@ class BaseTask(pl.LightningModule, ABC):
     def _log_metrics(self, prefix: str, metrics: Any) -> None:
         """Log metrics over the samples of all processes; every process has to call it, also one without samples."""
         for key, metric in metrics.items():
-            _mark_updated(metric)
+            mark_updated(metric)
             value = metric.compute()
             for name, scalar in (value if isinstance(value, dict) else {key: value}).items():
                 self.log(f"{prefix}/{name}", scalar, sync_dist=False, prog_bar=name in ("loss", *self.shown))
@@ -393,8 +373,3 @@ def without_fillers(batch: Batch) -> Batch:
         key: values[counted] if isinstance(values, Tensor) else [values[position] for position in kept]
         for key, values in batch.items()
     }
-
-
-def _mark_updated(metric: Any) -> None:
-    """Let torchmetrics compute a metric without samples on this process, or restored from sums, without a warning."""
-    metric._update_count = max(1, metric._update_count)

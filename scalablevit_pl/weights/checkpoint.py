@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scalablevit_pl.preprocessing import read_record
+from scalablevit_pl.preprocessing.records import read_record
 from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel, checked_names
 

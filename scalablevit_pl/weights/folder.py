@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from scalablevit_pl.preprocessing import Preprocessing, read_preprocessing, read_record
+from scalablevit_pl.preprocessing.records import Preprocessing, read_preprocessing, read_record
 from scalablevit_pl.storage import folder_written_aside, save_json
 from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel, check_finite, checked_names

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"preprocessing", "run_folder", "storage", "text"},
     "plotting": {"storage", "text"},
     "explanation": {"text"},
-    "run_folder": {"storage"},
+    "run_folder": {"storage", "text"},
     "optim": set(),
     "randomness": set(),
     "preprocessing": set(),

@@ -1,6 +1,6 @@
 """Sums over the samples of an evaluation, the same on any number of processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -80,3 +80,22 @@ class SampleAverages(SampleSums):
         """Return `loss` and `topK` for each K."""
         accuracies = zip(self.tops, self.hits / self.samples, strict=True)
         return {"loss": self.losses / self.samples, **{f"top{top}": value for top, value in accuracies}}
+
+
+def gather_sums(metric: Any, all_gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+    """Return the states of a metric of all processes, `(processes, …)` each; a collective call."""
+    states = {name: getattr(metric, name) for name in metric._defaults}
+    return {name: all_gather(value).reshape(-1, *value.shape).cpu() for name, value in states.items()}
+
+
+def restore_sums(metric: Any, states: Mapping[str, Tensor], processes: int, rank: int) -> None:
+    """Restore what `gather_sums` returned: each process its own, or the first one all if their number changed."""
+    mark_updated(metric)
+    for name, sums in states.items():
+        of_all = (sums if rank == 0 else sums[:0]).sum(dim=0)
+        setattr(metric, name, (sums[rank] if len(sums) == processes else of_all).to(metric.device))
+
+
+def mark_updated(metric: Any) -> None:
+    """Let torchmetrics compute a metric without samples on this process, or restored from sums, without a warning."""
+    metric._update_count = max(1, metric._update_count)

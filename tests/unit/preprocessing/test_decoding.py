@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import GifImagePlugin, Image, ImageFile
 
-from scalablevit_pl.preprocessing import UnreadableImageError, decode_image, decoding, open_image
-from scalablevit_pl.preprocessing.decoding import is_image_file
+from scalablevit_pl.preprocessing import UnreadableImageError, decode_image, decoding
+from scalablevit_pl.preprocessing.decoding import is_image_file, open_image
 
 PIXELS = np.random.RandomState(0)
 TURNS = {

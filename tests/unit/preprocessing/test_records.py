@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.transforms.v2 import functional
 
-from scalablevit_pl.preprocessing import (
+from scalablevit_pl.preprocessing.records import (
     DensePreprocessing,
     ImagePreprocessing,
     Interpolation,

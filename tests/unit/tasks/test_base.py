@@ -253,7 +253,7 @@ def test_the_sums_of_an_unfinished_epoch_are_restored(
 ) -> None:
     task = Regression()
     task.setup("fit")
-    monkeypatch.setattr(Regression, "trainer", SimpleNamespace(world_size=world))
+    monkeypatch.setattr(Regression, "trainer", SimpleNamespace(world_size=world, callbacks=[]))
     monkeypatch.setattr(Regression, "global_rank", rank)
     sums = {"mean_value": torch.tensor([1.0, 2.0]), "weight": torch.tensor([4.0, 5.0])}
     task.on_load_checkpoint({"train_averages": {"bias": sums}})
