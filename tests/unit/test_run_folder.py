@@ -92,7 +92,7 @@ def test_of_many_runs_the_newest_are_listed() -> None:
     for number in range(12):
         start(f"run{number}")
         os.utime(f"runs/run{number}/config.yaml", (number, number))
-    with pytest.raises(ValueError, match=r": runs/ has run11, run10, .*, run2, …$"):
+    with pytest.raises(ValueError, match=r": runs/ has run11, run10, .*, run2 and 2 more$"):
         existing_run("run")
 
 
