@@ -221,7 +221,6 @@ def _draw_matrix(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str
 
 
 def _frequent_mistakes(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], top: int = 40) -> list[str]:
-    """List the most frequent confusions of two classes."""
     mistakes = sorted((-count, *pair) for pair, count in pairs.items() if pair[0] != pair[1])
     return [
         f"{-count} × {shorten(class_names[true])} ({true}) predicted as {shorten(class_names[wrong])} ({wrong})"

@@ -56,7 +56,6 @@ class StartFromWeights(pl.Callback):
         logger.info("%s is for %s: its backbone is used, the head is new and random", self.source, task)
 
     def _compare_normalization(self, preprocessing: Any) -> None:
-        """Warn about images that are normalized differently than those the backbone was trained on."""
         for name in ("mean", "std"):
             own, theirs = (list(getattr(each, name, None) or ()) for each in (preprocessing, self.stored.preprocessing))
             if own and theirs and own != theirs:

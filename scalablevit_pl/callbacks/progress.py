@@ -88,7 +88,6 @@ class Progress(TQDMProgressBar):
             bar.close()
 
     def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log a complete epoch: its losses and shown metrics, speed and remaining time."""
         if self.complete:
             metrics = {"loss": trainer.callback_metrics["train/loss"], **self.validation}
             texts = {name: f"{float(value):.3f}" for name, value in metrics.items()}

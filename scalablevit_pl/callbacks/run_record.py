@@ -124,10 +124,8 @@ def check_data(datamodule: Any, task: Any, stored: Stored = None, option: str = 
         raise ValueError(f"the data has the classes {names}: at least two are needed")
     if stored is None:
         if outputs not in (None, len(names)):
-            raise ValueError(
-                f"the data has {len(names)} classes but the network has num_classes={outputs}: set "
-                f"{option}={len(names)}"
-            )
+            found = f"the data has {len(names)} classes but the network has num_classes={outputs}"
+            raise ValueError(f"{found}: set {option}={len(names)}")
         return
     current = {"class_names": names, "preprocessing": datamodule.preprocessing.to_dict()}
     known = {key: stored[key] for key in current}

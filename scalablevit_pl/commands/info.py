@@ -76,7 +76,6 @@ def _describe_network(description: Description, folder: Path) -> dict[str, str]:
 
 
 def _card_rows(path: Path) -> dict[str, str]:
-    """Read licence and metrics from a card, if there is a readable one."""
     try:
         data = parse_card(path.read_text(encoding="utf-8")).data
         results = [

@@ -62,7 +62,6 @@ def predict_files(options: list[str]) -> int:
 
 
 def _check_out(out: Path, used: list[Path]) -> None:
-    """Refuse a path that cannot be written or would replace an input, before anything is predicted."""
     check_output("--out", out)
     if out.resolve() in {path.resolve() for path in used}:
         raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")

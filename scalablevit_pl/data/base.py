@@ -172,15 +172,14 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         """Prepare the trainer's stage, or all splits without a trainer, on one process of a node."""
         self.prepare(None if self.trainer is None else self.trainer.state.fn)
 
-    def prepare(self, stage: str | None) -> None:
-        """Download and cache the splits that a stage needs; for None, all."""
+    def prepare(self, stage: str | None) -> datasets.DatasetDict:
+        """Download, cache and return the splits that a stage needs; for None, all."""
         self.commit = find_revision(self.dataset, self.revision)
-        self._load(stage)
+        return self._load(stage)
 
     def load_class_names(self, stage: str) -> list[str]:
         """Prepare a stage and return the classes, without a check of images and targets."""
-        self.commit = find_revision(self.dataset, self.revision)
-        return self.find_class_names(self._load(stage))
+        return self.find_class_names(self.prepare(stage))
 
     def setup(self, stage: str) -> None:
         """Load the splits that a stage needs, find their columns and classes, and check the targets."""
@@ -234,7 +233,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return [part for part in STAGE_PARTS[stage] if part != "train" or not self.streaming]
 
     def _load(self, stage: str | None) -> datasets.DatasetDict:
-        """Load the splits that a stage needs; for None, all."""
         load = partial(load_splits, self.dataset, self.commit, read_folder=self.read_folder)
         if stage is None:
             return load()
@@ -245,7 +243,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         return load(lambda names: {*needed(names), self.train_split})
 
     def _needed(self, stage: str, names: Collection[str]) -> set[str]:
-        """Return which of the splits a stage needs."""
         needed = {self._split_names.of(part, names) for part in self._parts(stage)}
         if self.streaming and stage == "fit" and self.train_split in needed:
             raise ValueError(

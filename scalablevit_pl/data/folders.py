@@ -233,7 +233,6 @@ def _read_table(table: Path, folder: Path) -> list[tuple[str, str]]:
 
 
 def _files_of_tables(folder: Path, tables: dict[Path, Path]) -> tuple[Iterable[LabelledFile], Counter[str]]:
-    """List the images in a folder that tables label; the file names of a table are relative to its folder."""
     images = list_images(folder)
     known = {nfc(str(path)): path for path in images.paths}
     files: dict[Path, LabelledFile] = {}

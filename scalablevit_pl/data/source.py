@@ -96,7 +96,6 @@ def _load_otherwise(dataset: str, commit: str | None) -> datasets.DatasetDict:
 
 
 def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
-    """Return the wanted splits in their order."""
     names = list(splits)
     chosen = wanted(names)
     missing = [name for name in chosen if name not in names]
@@ -126,7 +125,6 @@ def _holds_parquet(folder: Path) -> bool:
 
 
 def _find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """Find the parquet files of each split by their names or folders."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         relative = path.relative_to(folder)

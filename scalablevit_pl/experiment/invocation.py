@@ -116,7 +116,6 @@ class Invocation:
         return replace(self, run=run, configs=(str(own),), own=own)
 
     def _with_configs(self) -> Self:
-        """Find the configuration files."""
         if not self.configs and not any(word.partition("=")[0] in WITHOUT_FILES for word in self.rest):
             recipe = "a recipe with --config, such as --config recipes/quickstart.yaml"
             remedy = recipe if self.command == "fit" or self.starts_from_weights else "a run with --run"
@@ -138,7 +137,6 @@ def _without(words: Iterable[str], name: str) -> tuple[str, ...]:
 
 
 def _run_of_checkpoint(checkpoint: str | None) -> str | None:
-    """Return the run folder that a checkpoint belongs to, if any."""
     folder = Path(checkpoint or "").resolve().parent
     in_run = checkpoint is not None and folder.name == "checkpoints" and (folder.parent / CONFIG).is_file()
     return str(folder.parent) if in_run else None

@@ -80,5 +80,4 @@ def loggers(folder: Path, start: StartingPoint, own: Logger | list[Logger] | boo
 
 
 def _listed(values: Any) -> list[Any]:
-    """Return a list of what may be a list, a single value or None."""
     return list(values) if isinstance(values, list) else [] if values is None else [values]

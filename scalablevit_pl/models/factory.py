@@ -141,7 +141,6 @@ def is_known(description: "Description") -> bool:
 
 
 def _build_timm(stored: "StoredModel") -> nn.Module:
-    """Build a timm network from the arguments in a checkpoint."""
     import timm  # a third of a second that our own networks do not need
 
     from scalablevit_pl.weights.checkpoint import TIMM_FACTORY

@@ -187,7 +187,6 @@ def advance_by_metric(trainer: pl.Trainer, name: str) -> None:
 
 
 def _check_clipping(optimizer: Optimizer, shape: FitShape) -> None:
-    """Refuse to clip gradients that the optimizer unscales only afterwards."""
     # torch's own mark of optimizers that unscale gradients inside their step
     if shape.scales_loss and shape.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
@@ -198,7 +197,6 @@ def _check_clipping(optimizer: Optimizer, shape: FitShape) -> None:
 
 
 def _describe(group: dict[str, Any]) -> dict[str, Any]:
-    """Summarize a parameter group in plain values."""
     scale = group.get("lr_scale", 1.0)
     return {
         "weight_decay": group.get("weight_decay", 0.0),

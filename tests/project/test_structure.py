@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"models", "plotting", "run_folder", "storage", "tasks", "text", "weights"},
     "__init__": {"data", "models", "tasks"},
     "models": {"data", "preprocessing", "text", "weights"},
-    "data": {"preprocessing", "randomness", "text", "weights"},
+    "data": {"preprocessing", "randomness", "storage", "text", "weights"},
     "tasks": {"optim", "plotting", "randomness", "storage", "text"},
     "weights": {"preprocessing", "run_folder", "storage", "text"},
     "plotting": {"storage", "text"},

@@ -16,6 +16,8 @@ from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from scalablevit_pl.storage import written_aside
+
 CLASS_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
@@ -64,23 +66,13 @@ def build_split(folder: Path, split: str, per_class: int) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def write_parquet(dataset: Dataset, target: Path) -> None:
-    """Write a data set as parquet; `target` is either complete or untouched."""
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        dataset.to_parquet(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def make_sample(idx: Path, out: Path, train_per_class: int = 1000, test_per_class: int = 200) -> None:
     """Write `train.parquet` and `test.parquet` into `out`; the same libraries give the same bytes."""
-    train = build_split(idx, "train", train_per_class)
-    test = build_split(idx, "test", test_per_class)
+    splits = {"train": build_split(idx, "train", train_per_class), "test": build_split(idx, "test", test_per_class)}
     out.mkdir(parents=True, exist_ok=True)
-    write_parquet(train, out / "train.parquet")
-    write_parquet(test, out / "test.parquet")
+    for split, rows in splits.items():
+        with written_aside(out / f"{split}.parquet") as aside:
+            rows.to_parquet(aside)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

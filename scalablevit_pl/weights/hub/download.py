@@ -134,12 +134,10 @@ def _list_files(repository: str, revision: str | None, cache: Path, token: Token
 
 
 def _choose(files: Collection[str] | None, names: Iterable[str]) -> list[str]:
-    """Select the files to download from those of a commit."""
     return [name for name in names if (is_shared(name) if files is None else name in files)]
 
 
 def _download(client: Callable[..., str], snapshot: Snapshot, name: str, force: bool) -> None:
-    """Download a file and verify its checksum, up to three times."""
     path, digest = snapshot.folder / name, snapshot.digests[name]
     for attempt in range(TRIES):
         if attempt > 0:
