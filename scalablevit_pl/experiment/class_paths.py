@@ -1,4 +1,4 @@
-"""What the configuration in a run folder may name: the folder can be someone else's, and is read unasked."""
+"""What the configuration in a run folder may name, since commands read it by default and others may have written it."""
 
 import sys
 import typing

@@ -314,7 +314,7 @@ def card_subject(network: PretrainedNetwork) -> "CardSubject":
         with torch.device("meta"):  # a network in float32 that is not compiled
             twin = type(network).from_config(network.config).eval()
             layers, products = count_multiply_adds(twin, (network.in_chans, size, size))
-    except (NotImplementedError, RuntimeError):  # a network of a user's that cannot run on the meta device
+    except (NotImplementedError, RuntimeError):  # a user's network that cannot run on the meta device
         return subject
     text = f"{layers / 1e9:.3f} G in convolutions and linear layers, and {products / 1e9:.3f} G in attention products"
     return replace(subject, multiply_adds=text, input_size=size)

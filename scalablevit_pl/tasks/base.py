@@ -60,7 +60,7 @@ class BaseTask(pl.LightningModule, ABC):
         compile: Compile the network, in place, when a fit starts.
         channels_last: Keep the network's convolutions and the images in channels-last memory format.
         grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
-        schedule_interval: When a schedule of torch's advances; by default after a step if it takes a number of steps,
+        schedule_interval: When a schedule of torch advances; by default after a step if it takes a number of steps,
             else after an epoch. ReduceLROnPlateau follows `monitor`, and timm's schedules have `t_in_epochs`.
 
     Attributes:

@@ -21,10 +21,9 @@ TOP = 5
 class ClassificationTask(BaseTask):
     """Train and evaluate an image classifier.
 
-    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, accuracies as fractions from 0 to 1, without `top5`
-    of five classes or fewer;
-    `{val,test}/ece`, the calibration error, and `{val,test}/samples`. With mixed labels `train/top1` compares with the
-    heaviest class.
+    Logs `{train,val,test}/{loss,top1,top5}`, averages over samples, with accuracies from 0 to 1; `{val,test}/ece`, the
+    calibration error; and `{val,test}/samples`. `top5` is omitted for five classes or fewer. With mixed labels,
+    `train/top1` compares with the heaviest class.
 
     Args:
         *args: Arguments of `BaseTask`; the network maps images `(B, C, H, W)` to logits `(B, K)` and has an attribute

@@ -187,7 +187,7 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str | N
         reason = one_line(error.__cause__ or error, 200)
         return f"the upload to {repository!r} failed and nothing was committed ({reason}): push again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full, {repository!r} does not fit: free space there, or move the cache with HF_HOME"
+        return f"the disk is full, {repository!r} does not fit: free some, or move the cache with HF_HOME"
     if isinstance(error, ValueError):  # such as the metadata of a card
         return f"the Hub rejected the data for {repository!r} ({reason}): correct them"
     return None
