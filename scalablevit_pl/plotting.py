@@ -30,11 +30,11 @@ RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
 # Most classes with which a confusion matrix shows numbers, names, and cells at all.
 LEGIBLE_COUNTS, LEGIBLE_NAMES, LEGIBLE_CELLS = 20, 30, 1000
-PARTS = (
-    ("train", TRAIN, "training"),
-    ("val", VAL, "validation"),
-    ("val_ema", EMA, "validation, averaged weights"),
-)
+PARTS = {
+    "train": (TRAIN, "--", "training"),
+    "val": (VAL, "-", "validation"),
+    "val_ema": (EMA, ":", "validation, averaged weights"),
+}
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -92,7 +92,7 @@ def draw_curves(
     figure.suptitle(title)
     axes = figure.subplot_mosaic([list(labels), ["lr"] * len(labels)], height_ratios=[3, 1])
     for name, label in labels.items():
-        for part, colour, meaning in PARTS:
+        for part, (colour, _, meaning) in PARTS.items():
             meaning = (training or {}).get(name, meaning) if part == "train" else meaning
             _draw_curve(axes[name], curves.get(f"{part}/{name}"), colour, label=meaning)
         axes[name].set(xlabel="epoch", ylabel=label)
@@ -113,16 +113,16 @@ def draw_comparison(
     """Draw metrics of several runs over the epochs, each run in its own colour, with curves as for `draw_curves`."""
     figure = Figure(figsize=(5.5 * max(2, len(labels)), 5.6), layout="constrained")
     axes = dict(zip(labels, np.atleast_1d(figure.subplots(1, len(labels))), strict=True))
-    styles = {"train": ("--", training), "val": ("-", "validation"), "val_ema": (":", "averaged weights")}
     handles, drawn = [], set()
     for (name, curves), colour in zip(runs, RUN_COLOURS, strict=False):
         handles.append(Line2D([], [], color=colour, linewidth=3, label=shorten(name, 40)))
         for key, values in curves.items():
             part, _, metric = key.partition("/")
-            if _draw_curve(axes[metric], values, colour, linestyle=styles[part][0]):
+            if _draw_curve(axes[metric], values, colour, linestyle=PARTS[part][1]):
                 drawn.add(part)
-    for part, (style, label) in styles.items():
+    for part, (_, style, meaning) in PARTS.items():
         if part in drawn:
+            label = training if part == "train" else meaning
             handles += axes[next(iter(labels))].plot([], [], style, color=RATE, label=label)
     for name, label in labels.items():
         axes[name].set(xlabel="epoch", ylabel=label)

@@ -8,14 +8,13 @@ import lightning.pytorch as pl
 
 from scalablevit_pl.callbacks.metrics_log import MetricsLog, curve
 from scalablevit_pl.models.pretrained import PretrainedNetwork, network_class
-from scalablevit_pl.plotting import draw_curves
+from scalablevit_pl.plotting import PARTS, draw_curves
 from scalablevit_pl.run_folder import RESOLVED, differences
 from scalablevit_pl.storage import save_json
 from scalablevit_pl.weights.checkpoint import RECORD_KEY, SCHEMA, describe_network
 from scalablevit_pl.weights.stored import CLASSIFICATION, same_classes
 
 logger = logging.getLogger(__name__)
-PARTS = ("train", "val", "val_ema")
 CLASSES = "--model.network.num_classes"
 Stored = dict[str, Any] | None
 

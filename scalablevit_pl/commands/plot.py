@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from scalablevit_pl.callbacks.metrics_log import curve, read_metrics
-from scalablevit_pl.callbacks.run_record import PARTS, metric_record
+from scalablevit_pl.callbacks.run_record import metric_record
 from scalablevit_pl.commands.arguments import OptionParser, check_output
-from scalablevit_pl.plotting import RUN_COLOURS, Curve, draw_comparison
+from scalablevit_pl.plotting import PARTS, RUN_COLOURS, Curve, draw_comparison
 from scalablevit_pl.run_folder import RESOLVED, existing_run
 from scalablevit_pl.tasks.classification import ClassificationTask
 from scalablevit_pl.text import aligned, visible

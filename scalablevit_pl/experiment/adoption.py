@@ -135,8 +135,7 @@ def _classifier_config(stored: StoredModel, arguments: Mapping[str, Any]) -> dic
     if stored.description.task == CLASSIFICATION:
         return config
     name = config.get("name", "scalablevit_custom")
-    default = MODELS[name][1] if name in MODELS else "linear"
-    head = arguments.get("head") or default
+    head = arguments.get("head") or (MODELS[name][1] if name in MODELS else "linear")
     return {"name": name, "num_classes": 1000, "head": head, "global_pool": "avg", "backbone": config["backbone"]}
 
 

@@ -5,13 +5,7 @@ from scalablevit_pl.models.classifier import ImageClassifier
 from scalablevit_pl.models.factory import build_classifier, create_model, from_pretrained, list_models
 from scalablevit_pl.models.fusion import fuse
 from scalablevit_pl.models.pretrained import PretrainedNetwork
-from scalablevit_pl.models.scalablevit import (
-    ScalableViT,
-    scalablevit_b,
-    scalablevit_l,
-    scalablevit_nano,
-    scalablevit_s,
-)
+from scalablevit_pl.models.scalablevit import ScalableViT, scalablevit_b, scalablevit_l, scalablevit_nano, scalablevit_s
 
 __all__ = [
     "ImageClassifier",

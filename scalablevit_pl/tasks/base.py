@@ -221,10 +221,7 @@ class BaseTask(pl.LightningModule, ABC):
             metric.reset()
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradients as the trainer is configured, also those of fused optimizers in bfloat16.
 

@@ -114,9 +114,8 @@ class ClassificationTask(BaseTask):
         label = batch["label"]
         if "averages" not in metrics:
             hard_label = label.argmax(dim=1) if label.ndim == 2 else label
-            for name in ("top1", "top5"):
-                if name in metrics:
-                    metrics[name].update(output, hard_label)
+            for name in metrics.keys() & {"top1", "top5"}:
+                metrics[name].update(output, hard_label)
             return
         logits = output.float()
         metrics["averages"].update(logits, label)

@@ -18,15 +18,7 @@ from scalablevit_pl.weights.hub.cache import (
     repository_folder,
     write_note,
 )
-from scalablevit_pl.weights.hub.client import (
-    TRIES,
-    HubError,
-    HubUnreachableError,
-    Token,
-    hub_errors,
-    is_shared,
-    retry,
-)
+from scalablevit_pl.weights.hub.client import TRIES, HubError, HubUnreachableError, Token, hub_errors, is_shared, retry
 
 logger = logging.getLogger(__name__)
 
