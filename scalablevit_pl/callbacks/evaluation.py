@@ -41,23 +41,17 @@ class EvaluationReport(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""
-        check_count("test", trainer)
-        if not trainer.is_global_zero:
-            return
         task: Any = pl_module
-        answers = {"average": task.reported or "none", "tta": getattr(task, "tta", None)}
-        metrics = self._save_metrics("test", trainer, answers)
-        split = trainer.datamodule.images["test"].split  # type: ignore[attr-defined]
-        self.report.write(self.folder, self._title(task, metrics, split))
-        logger.info("results are in %s", self.folder)
+        metrics = self._save_metrics("test", trainer, task, {"average": task.reported or "none"})
+        if trainer.is_global_zero:
+            split = trainer.datamodule.images["test"].split  # type: ignore[attr-defined]
+            self.report.write(self.folder, self._title(task, metrics, split))
+            logger.info("results are in %s", self.folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the metrics of `scalablevit validate`; those of a fit are in metrics.csv."""
-        if trainer.state.fn != "validate":
-            return
-        check_count("val", trainer)
-        if trainer.is_global_zero:
-            self._save_metrics("val", trainer, {"tta": getattr(pl_module, "tta", None)})
+        if trainer.state.fn == "validate":
+            self._save_metrics("val", trainer, pl_module, {})
             logger.info("results are in %s", self.folder)
 
     def _title(self, task: Any, metrics: Mapping[str, float], split: str) -> str:
@@ -65,7 +59,8 @@ class EvaluationReport(pl.Callback):
         score = f"{task.described[task.monitor].label} {metrics[f'{prefix}/{task.monitor}']:.4f}"
         return f"{self.folder.name}: {score} on {metrics['test/samples']:,.0f} images of split {split!r}"
 
-    def _save_metrics(self, part: str, trainer: pl.Trainer, answers: Mapping[str, Any]) -> dict[str, float]:
+    def _save_metrics(self, part: str, trainer: pl.Trainer, task: Any, answers: Mapping[str, Any]) -> dict[str, float]:
+        check_count(part, trainer)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = {
             name: float(value)
@@ -74,6 +69,7 @@ class EvaluationReport(pl.Callback):
         }
         circumstances = {
             **answers,
+            "tta": getattr(task, "tta", None),
             **self.source,
             "dataset": datamodule.dataset,
             "revision": datamodule.commit or datamodule.revision,
@@ -82,8 +78,9 @@ class EvaluationReport(pl.Callback):
             "preprocessing": datamodule.preprocessing.to_dict(),
             "processes": trainer.world_size,
         }
-        save_json(metrics | circumstances, self.folder / f"{part}.json")
-        sys.stdout.write(table(metrics))
+        if trainer.is_global_zero:
+            save_json(metrics | circumstances, self.folder / f"{part}.json")
+            sys.stdout.write(table(metrics))
         return metrics
 
 

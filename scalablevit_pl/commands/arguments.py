@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Never
 
@@ -48,10 +49,12 @@ class OptionParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(words)
 
 
-def check_output(option: str, path: Path, suffix: str = "") -> None:
-    """Check that a file can be written to the path of an option."""
+def check_output(option: str, path: Path, suffix: str = "", inputs: Iterable[Path] = ()) -> None:
+    """Check that a file can be written to the path of an option and would not replace an input."""
     if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"{option} {str(path)!r} must be the name of a {suffix}")
     folder = path.parent
     if not path.name or (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")
+    if path.resolve() in {each.resolve() for each in inputs}:
+        raise ValueError(f"{option} {str(path)!r} is one of the images or the weights: choose another name")

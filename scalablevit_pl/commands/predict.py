@@ -30,7 +30,7 @@ def predict_files(options: list[str]) -> int:
     paths = find_images(arguments.images)
     weights = pin_weights(arguments.weights)
     if arguments.out is not None:
-        _check_out(arguments.out, [*paths, weights_path(weights)])
+        check_output("--out", arguments.out, inputs=[*paths, weights_path(weights)])
     stored = load_weights(weights, arguments.average)
     network = build_stored(stored)
     task = TASKS[stored.description.task](network, tta=arguments.tta)
@@ -59,12 +59,6 @@ def predict_files(options: list[str]) -> int:
         logger.error(line)
     fail(f"{len(writer.unreadable)} of {len(paths)} images cannot be read and have no row")
     return 1
-
-
-def _check_out(out: Path, used: list[Path]) -> None:
-    check_output("--out", out)
-    if out.resolve() in {path.resolve() for path in used}:
-        raise ValueError(f"--out {str(out)!r} is one of the images or the weights: choose another name")
 
 
 def _parse(options: list[str]) -> argparse.Namespace:

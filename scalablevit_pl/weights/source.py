@@ -21,10 +21,7 @@ def locate_model(name_or_path: str | Path, revision: str | None = None, **option
         return Path(name_or_path)
     if not is_repository(name_or_path):
         raise HubError(f"{name_or_path!r} is neither a folder nor a repository name: give a path, or owner/name")
-    try:
-        return fetch_model(name_or_path, revision, **options).folder
-    except HubError as error:
-        raise HubError(f"there is no folder {name_or_path!r} here; on the Hub: {error}") from error
+    return _fetch(name_or_path, revision, **options).folder
 
 
 def pin_weights(weights: str) -> str:
@@ -41,10 +38,10 @@ def pin_weights(weights: str) -> str:
     return f"{snapshot.repository}@{snapshot.commit}"
 
 
-def _fetch(weights: str) -> Snapshot:
-    repository, _, revision = weights.partition("@")
+def _fetch(weights: str, revision: str | None = None, **options: Any) -> Snapshot:
+    repository, _, pinned = weights.partition("@")
     try:
-        return fetch_model(repository, revision or None)
+        return fetch_model(repository, revision or pinned or None, **options)
     except HubError as error:
         raise HubError(f"there is no file or folder {weights!r} here; on the Hub: {error}") from error
 

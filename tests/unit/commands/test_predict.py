@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 from small_networks import annotate, small
 
-from scalablevit_pl.commands.predict import _check_out, _parse, predict_files
+from scalablevit_pl.commands.arguments import check_output
+from scalablevit_pl.commands.predict import _parse, predict_files
 from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.models import create_model
 
@@ -153,5 +154,5 @@ def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path
     image.write_bytes(b"x")
     for out in (image, tmp_path / "." / "a.jpg", tmp_path, tmp_path / "missing" / "x.csv"):
         with pytest.raises(ValueError, match="--out"):
-            _check_out(out, [image])
-    _check_out(tmp_path / "x.csv", [image])
+            check_output("--out", out, inputs=[image])
+    check_output("--out", tmp_path / "x.csv", inputs=[image])

@@ -355,7 +355,7 @@ def test_an_unreadable_repository_is_explained(
     if kind != "missing":
         hub.add_repo(REPO, private=kind == "private", gated=kind == "gated")
         hub.commit(REPO, files_in(models[0]))
-    with hub_error("'ada/vit'", *expected, "there is no folder 'ada/vit' here"):
+    with hub_error("'ada/vit'", *expected, "there is no file or folder 'ada/vit' here"):
         locate_model(REPO, token=token)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     if kind in ("private", "gated"):
