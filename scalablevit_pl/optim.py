@@ -53,7 +53,6 @@ def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[
 
 
 def _layers(network: nn.Module) -> dict[str, int]:
-    """Return the layer of each parameter, numbered from 0."""
     if not hasattr(network, "group_matcher"):
         raise ValueError(
             f"{type(network).__name__} does not define its layers (group_matcher): leave layer_decay at 1, or use a "

@@ -191,7 +191,6 @@ def draw_confusion(pairs: Mapping[tuple[int, int], int], class_names: Sequence[s
 
 
 def _draw_matrix(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], mistakes: str) -> Figure:
-    """Draw the matrix with the names of the classes, or with a list of mistakes beside it."""
     classes = len(class_names)
     counts = np.zeros((classes, classes), dtype=np.int64)
     for pair, count in pairs.items():

@@ -92,7 +92,6 @@ def _published(config: Any) -> Any:
 
 
 def _public_command(command: str | None) -> str | None:
-    """Omit the paths of this machine from a command."""
     if not command:
         return None
     return "\n".join(

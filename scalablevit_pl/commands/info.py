@@ -62,7 +62,6 @@ def _describe(description: Description, folder: Path) -> dict[str, str]:
 
 
 def _describe_network(description: Description, folder: Path) -> dict[str, str]:
-    """Describe a network of this package, which is built without memory."""
     stored = StoredModel(description, {}, str(folder / CONFIG))
     network: Any = build_module(lambda: NETWORKS[description.task].from_config(description.config), stored)
     network.annotate(description)

@@ -167,7 +167,6 @@ def _files_of_classes(folder: Path) -> tuple[Iterable[LabelledFile], Counter[str
 
 
 def _loose_files(folder: Path) -> Counter[str]:
-    """Count the files beside class folders or split folders."""
     files = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
     return Counter(f"loose {_kind(path)}" if is_image_file(path) else _kind(path) for path in files)
 

@@ -68,7 +68,6 @@ def check_imagenet(names: Sequence[str]) -> list[str]:
 
 @cache
 def _spellings() -> dict[str, set[int]]:
-    """Return the class indices of each known spelling."""
     places: dict[str, set[int]] = {}
     for index, spellings in enumerate(zip(imagenet_synsets(), imagenet_names(), _descriptions(), strict=True)):
         for spelling in {*spellings, HUB_SPELLING.get(index, "")} - {""}:

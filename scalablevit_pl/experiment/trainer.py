@@ -58,7 +58,6 @@ def _common_callbacks(parsed: ParsedExperiment, start: StartingPoint, command_li
 
 
 def _results(parsed: ParsedExperiment, start: StartingPoint, command_line: str) -> pl.Callback:
-    """Return what writes the results of an evaluation or a prediction into the run folder."""
     if parsed.command == "predict":
         return PredictionWriter(parsed.folder)
     source = {"checkpoint": parsed.config.ckpt_path, "global_step": start.step}

@@ -65,7 +65,6 @@ def _architecture(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _side(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
-    """Return the length of an axis of a tensor."""
     shape = tensors[name].shape
     if len(shape) <= axis:
         raise ValueError(f"{name} has the shape {list(shape)}, which is not that of a weight")
