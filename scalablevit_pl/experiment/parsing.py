@@ -80,6 +80,9 @@ class ParsedExperiment(LightningCLI):
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
             raise ValueError(explain_argument(str(error), parser)) from error
+        except UnicodeDecodeError as error:
+            names = ", ".join(map(repr, self.invocation.configs))
+            raise ValueError(f"cannot read the configuration, {error.reason}: save {names} as UTF-8") from error
         if own is not None:
             for name, kind in SECTIONS.items():
                 check_class_paths(self.config.get(name), kind, name, own, self.invocation.rest)

@@ -1,5 +1,6 @@
 """Image classification: loss, accuracy, predictions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -74,6 +75,10 @@ class ClassificationTask(BaseTask):
                 "trained: give the loss its own weights, and keep parameters in the network"
             )
         weights = None if class_weights is None else torch.tensor(class_weights)
+        if weights is not None and (
+            len(weights) != self.num_classes or not 0 <= weights.min() <= weights.max() < math.inf
+        ):
+            raise ValueError(f"class_weights must be {self.num_classes} numbers that are not negative, got {weights}")
         self.tta = tta
         self.criterion = loss or nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing, reduction="none")
 

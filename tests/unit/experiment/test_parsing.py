@@ -31,6 +31,12 @@ def test_later_files_override_earlier_ones_and_options_override_files(parse: Par
     assert config.data.init_args.preprocessing.input_size == 28
 
 
+def test_a_recipe_that_is_not_utf_8_is_named(parse: Parse, work: Path) -> None:
+    (work / "more.yaml").write_bytes("# Größe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"invalid start byte: save .*quickstart.yaml', 'more.yaml' as UTF-8"):
+        parse("fit", *QUICKSTART, "--config", "more.yaml")
+
+
 def test_sys_argv_is_neither_read_nor_warned_about(
     parse: Parse, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:

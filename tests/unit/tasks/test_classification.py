@@ -129,8 +129,12 @@ def test_a_loss_that_rejects_the_labels_is_named(make_trainer: MakeTrainer) -> N
     with pytest.raises(ValueError, match=r"^Focal rejects logits \(4, 7\) with labels \(4, 7\): .*mixup") as error:
         trained(Focal(), soften(make_samples(4)), make_trainer)
     assert explain(error.value) is not None
-    with pytest.raises(ValueError, match=r"CrossEntropyLoss rejects .* weight tensor"):
-        trained(None, make_samples(4), make_trainer, class_weights=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 6, [-1.0, *[1.0] * 6], [math.nan, *[1.0] * 6]])
+def test_class_weights_are_one_number_for_each_class(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match=f"must be {CLASSES} numbers that are not negative"):
+        ClassificationTask(Scores(), **STILL, class_weights=weights)
 
 
 @pytest.mark.parametrize(("loss", "weights"), [(nn.CrossEntropyLoss(), [1.0] * CLASSES), (nn.Bilinear(1, 1, 1), None)])
