@@ -169,7 +169,7 @@ def check_image(image: Tensor, in_channels: int) -> None:
     if image.ndim != 4 or image.shape[1] != in_channels or 0 in image.shape[2:]:
         raise ValueError(
             f"expected images of shape (B, {in_channels}, H, W), got {tuple(image.shape)}: "
-            "add the batch dimension, or build the network with in_channels equal to the channels of the images"
+            "add the batch dimension, or make in_channels equal the channels of the images (in a fit, entries of mean)"
         )
 
 
