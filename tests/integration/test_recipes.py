@@ -48,6 +48,7 @@ def parse(recipe: str) -> tuple[dict[str, Any], pl.LightningModule]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ParsedExperiment, "_set_seed", lambda parsed: None)
         parsed = ParsedExperiment(invocation)
+    parsed.set_classes(10)
     with torch.device("meta"):
         return parsed.config.as_dict(), parsed.build("model").model
 

@@ -27,7 +27,12 @@ VALUES = {
     "RUN": "first",
     "PATH": "runs/first",
 }
-NETWORK = {"--model.network.name": "scalablevit_s"}
+OTHER_VALUES = {
+    "--model.network.name": "scalablevit_s",
+    "--model.schedule": "torch.optim.lr_scheduler.ConstantLR",
+    "--model.loss": "torch.nn.CrossEntropyLoss",
+    "--model.class_weights": "[1.0, 2.0]",
+}
 # Answered by `main`, or by leaving once they are parsed.
 NOT_PARSED = {"--traceback", "--help-all", "--help", "--print_config"}
 # Not together with --resume; tests/integration/test_weights.py uses it.
@@ -47,10 +52,12 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parse:
 def described(page: str) -> dict[str, list[str]]:
     """Return each option that a help page names, with the values that it may have."""
     kinds: dict[str, str] = {}
-    for option, kind in re.findall(r"(?<![\w-])(--[a-z][\w.-]*)(?: ([A-Z]{2,}|[\w-]+(?:\|[\w-]+)+))?", page):
+    for option, kind in re.findall(
+        r"(?<![\w-])(--[a-z][\w.-]*)(?: ([A-Z]{2,}|[\w-]+(?:\|[\w-]+)+|[a-z]+(?=  )))?", page
+    ):
         kinds[option] = kind or kinds.get(option, "")
     return {
-        option: [NETWORK.get(option) or VALUES.get(value, value) for value in kind.split("|")]
+        option: [OTHER_VALUES.get(option) or VALUES.get(value, value) for value in kind.split("|")]
         for option, kind in kinds.items()
         if option not in NOT_PARSED
     }
@@ -58,7 +65,7 @@ def described(page: str) -> dict[str, list[str]]:
 
 def words_of(options: dict[str, list[str]], turn: int) -> list[str]:
     """Give each option its value of that turn."""
-    return [word for option, values in options.items() for word in (option, values[turn % len(values)])]
+    return [word for option, values in options.items() for word in (option, values[turn % len(values)]) if word]
 
 
 def value_in(config: Namespace, option: str) -> Any:
@@ -79,6 +86,7 @@ def test_every_option_of_a_page_is_parsed_to_its_value(command: str, turn: int, 
     for option, values in options.items():
         if "." in option:
             value = value_in(config, option)
+            value = value.class_path if isinstance(value, Namespace) else value
             assert str(value).replace("None", "null").replace("True", "true") == values[turn % len(values)]
 
 
@@ -90,7 +98,7 @@ def test_every_option_of_the_page_for_prediction_is_an_option(parse: Parse) -> N
         arguments = vars(_parse([*words_of(options, turn), "x.jpg"]))
         assert {f"--{name}" for name in arguments} == {*options, "--images"}
     options = described(run)
-    assert set(options) == {"--run", "--ckpt_path"}
+    assert set(options) == {"--run", "--ckpt_path", "--model.tta"}
     for turn in range(3):
         parse("predict", "--config", QUICKSTART, *words_of(options | {"--run": ["first"]}, turn))
 
