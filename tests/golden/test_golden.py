@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from golden.network import DATA, SIZES, TINY, build, fill, image
+from golden.network import DATA, TINY, build, fill, image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["small", "base", pytest.param("large", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_published_sizes(size: str) -> None:
     model = build(size).eval()

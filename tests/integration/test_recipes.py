@@ -141,7 +141,9 @@ def fake_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_l.yaml")) for name in IMAGENET]
+)
 def test_an_imagenet_recipe_trains(
     recipe: str, fake_imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +164,7 @@ def test_an_imagenet_recipe_trains(
 
 def test_the_debugging_configurations_follow_a_recipe(scalablevit: Run, tmp_path: Path) -> None:
     recipe = ["fit", "--config", "recipes/quickstart.yaml", "--run=x", "--data.num_workers=0"]
-    fewer = ["--trainer.max_epochs=12", "--data.batch_size=8", "--trainer.enable_progress_bar=false"]
+    fewer = ["--trainer.max_epochs=10", "--trainer.overfit_batches=1", "--data.batch_size=8"]
     done = scalablevit(*recipe, "--config", "debug/overfit.yaml", *fewer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "runs/x/metrics.csv").read_text().splitlines()

@@ -91,6 +91,7 @@ def test_a_killed_run_resumes_exactly(step: int, whole: Path, folder: Path, star
     assert_equal_runs(run, whole, EPOCH * EPOCHS)
 
 
+@pytest.mark.slow
 def test_two_processes_are_evaluated_like_one(whole_of_two: Path, folder: Path, scalablevit: Run) -> None:
     assert json.loads((whole_of_two / "resolved.json").read_text())["global_batch"] == 16
     results, tables = [], []
@@ -107,6 +108,7 @@ def test_two_processes_are_evaluated_like_one(whole_of_two: Path, folder: Path, 
     assert results[0]["test/loss"] == pytest.approx(results[1]["test/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_resumes_exactly(
     whole_of_two: Path, folder: Path, start: Start, scalablevit: Run
 ) -> None:

@@ -172,7 +172,7 @@ def test_titles_have_everything_but_the_network() -> None:
         (["resnet10t", "--plot", "x.jpg"], "'x.jpg' must be the name of a .png"),
         (["resnet10t", "--json", "nowhere/x.json"], "'nowhere/x.json' must be the name of a file in a folder"),
         ([*map(str, range(9)), "--plot", "x.png"], "distinguish at most 8 networks, got 9"),
-        (["nowhere/x"], "no folder 'nowhere/x' here"),
+        (["nowhere/x"], "no file or folder 'nowhere/x' here"),
         (["./typo"], r"'\./typo' is neither a folder nor a repository name"),
         (["a", "--batch-size", "-1"], "--batch-size: '-1' is not a whole number of at least 1"),
         (["a", "--batch-size", "-1,8"], "--batch-size: '-1' is not a whole number of at least 1"),
