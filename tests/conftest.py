@@ -13,12 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:
-    """Restore the package's log, which the command directs to the screen and nowhere else."""
-    logger = logging.getLogger("scalablevit_pl")
-    before = (logger.level, logger.propagate, [*logger.handlers], [*logger.filters])
+    """Restore the loggers that the command directs to the screen and nowhere else."""
+    names = ("", "scalablevit_pl", "lightning.pytorch", "lightning.fabric")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate, [*logger.handlers], [*logger.filters]) for logger in loggers]
     yield
-    level, logger.propagate, logger.handlers, logger.filters = before
-    logger.setLevel(level)
+    for logger, (level, *rest) in zip(loggers, before, strict=True):
+        logger.propagate, logger.handlers, logger.filters = rest
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ OURS, LIGHTNING = "scalablevit_pl.callbacks.run_record", "lightning.pytorch.util
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log as a command does, and restore the process's log after the test."""
+def shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log as a command does."""
     for name in ("", "lightning.pytorch", "lightning.fabric"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
@@ -22,7 +22,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> None:
         show_log()
 
 
-@pytest.mark.usefixtures("log")
+@pytest.mark.usefixtures("shown")
 def test_messages_are_written_once_and_repetitions_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger(OURS).info("train: 3 images")
     for text in ("GPU available: False, used: False", "Restored all states from the checkpoint at x", "Time limit"):
@@ -31,7 +31,7 @@ def test_messages_are_written_once_and_repetitions_not_at_all(capsys: pytest.Cap
     assert capsys.readouterr().err == "train: 3 images\nTime limit\n"
 
 
-@pytest.mark.usefixtures("log")
+@pytest.mark.usefixtures("shown")
 @pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"])
 def test_only_the_first_process_writes_messages_but_all_write_errors(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -56,7 +56,7 @@ def test_data_sets_show_bars_in_a_terminal_only(terminal: bool, rank: str, monke
     assert ("HF_DATASETS_DISABLE_PROGRESS_BARS" in environment) == (not terminal or rank == "1")
 
 
-@pytest.mark.usefixtures("log")
+@pytest.mark.usefixtures("shown")
 def test_control_characters_of_messages_and_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger(OURS).warning("%s is unreadable", "\x1b[2J.png")
     fail("\x9b31m is not a class")
