@@ -47,7 +47,7 @@ class ClassificationTask(BaseTask):
     shown = ("top1",)
     described: ClassVar[Mapping[str, MetricInfo]] = {
         "loss": MetricInfo("loss (cross-entropy)", "loss", True, "training (smoothed or mixed labels)"),
-        "top1": MetricInfo("top-1 accuracy", "accuracy", True, "training (mixed images)"),
+        "top1": MetricInfo("top-1 accuracy", "accuracy", True, "training (augmented images)"),
         "top5": MetricInfo("top-5 accuracy", "accuracy"),
     }
     num_classes: int
