@@ -59,7 +59,7 @@ class SegmentationDataModule(BaseDataModule):
 
 
 def read_mask(column: str, row: Row) -> Image.Image:
-    return Image.open(io.BytesIO(row[column]))
+    return Image.open(io.BytesIO(row[column].read()))
 
 
 def crop_and_flip(size: int, image: Image.Image, mask: Image.Image) -> Sample:

@@ -160,7 +160,7 @@ class ToySegmentationDataModule(BaseDataModule):
 
 
 def read_mask(row: Mapping[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(row["mask"]))
+    return Image.open(io.BytesIO(row["mask"].read()))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scalablevit_pl.callbacks.throughput import Throughput
 from scalablevit_pl.commands.arguments import OptionParser, check_output
 from scalablevit_pl.commands.console import fail
 from scalablevit_pl.data.folders import find_images
-from scalablevit_pl.data.images import ImageFiles
+from scalablevit_pl.data.images import ImageFiles, collate
 from scalablevit_pl.models.factory import build_stored
 from scalablevit_pl.tasks import TASKS, ReportData
 from scalablevit_pl.text import visible
@@ -41,6 +41,7 @@ def predict_files(options: list[str]) -> int:
         ImageFiles(paths, stored.preprocessing, arguments.strict),
         batch_size=arguments.batch_size,
         num_workers=min(arguments.num_workers, len(paths) // arguments.batch_size),
+        collate_fn=collate,
     )
     trainer = pl.Trainer(
         accelerator=arguments.accelerator,

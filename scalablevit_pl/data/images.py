@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import ImagePreprocessing, UnreadableImageError, decode_image
+from scalablevit_pl.preprocessing.masks import IGNORED
 from scalablevit_pl.randomness import preserved, seed_generators
 from scalablevit_pl.text import one_line
 
@@ -28,8 +29,8 @@ class Targets(NamedTuple):
 
     Attributes:
         columns: Columns to read; without any, the target is None, as in prediction.
-        read: From the stored values of these columns to the target. An image among them arrives as its encoded bytes
-            or its path. Called in the loader processes.
+        read: From the stored values of these columns to the target. Bytes and images arrive as a `StoredImage`. Called
+            in the loader processes.
     """
 
     columns: Sequence[str]
@@ -99,13 +100,14 @@ class SampleReader:
             return None
         stored = {name: row[name] for name in self.targets.columns}
         for name, value in stored.items():
-            if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-                stored[name] = self._stored(index, value).source
+            if isinstance(value, bytes) or (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
+                stored[name] = self._stored(index, value, f"column {name!r} of ")
         return self.targets.read(stored)
 
-    def _stored(self, index: int, value: Mapping[str, Any] | bytes) -> StoredImage:
+    def _stored(self, index: int, value: Mapping[str, Any] | bytes, column: str = "") -> StoredImage:
         value = {"bytes": value} if isinstance(value, bytes) else value
-        path, content, name = value.get("path") or "", value.get("bytes"), f"row {index} of split {self.split!r}"
+        path, content = value.get("path") or "", value.get("bytes")
+        name = f"{column}row {index} of split {self.split!r}"
         if content is not None or not path:
             return StoredImage(content or b"", path, name)
         # Links inside the folder belong to its owner and are not resolved. A path that leaves it comes from the data.
@@ -191,10 +193,31 @@ class SplitImages(Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Stack samples of one image size to a batch. Its images `(B, C, H, W)` keep the memory layout of the samples."""
-    # Copied as they lie, channels last: rearranging bytes is the slower part, and a GPU does it faster.
-    images: Tensor = default_collate([sample.pop("image").permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    return {"image": images, **default_collate(samples)}
+    """Stack samples to a batch. Its images `(B, C, H, W)` keep the memory layout of the samples.
+
+    Images and masks of different sizes are padded right and bottom: images with 0, masks with the ignored class.
+    """
+    images: list[Tensor] = [sample.pop("image") for sample in samples]
+    if images[0].stride(0) == 1:
+        # Copied as they lie, channels last: rearranging bytes is the slower part, and a GPU does it faster.
+        stacked = _stack([image.permute(1, 2, 0) for image in images], 0).permute(0, 3, 1, 2)
+    else:
+        stacked = _stack(images, 0)
+    masks = {"mask": _stack([sample.pop("mask") for sample in samples], IGNORED)} if "mask" in samples[0] else {}
+    return {"image": stacked, **masks, **default_collate(samples)}
+
+
+def _stack(tensors: list[Tensor], fill: int) -> Tensor:
+    """Stack tensors, each filled up to the largest size."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    filled = []
+    for tensor in tensors:
+        if list(tensor.shape) != shape:
+            content, tensor = tensor, tensor.new_full(shape, fill)
+            tensor[tuple(map(slice, content.shape))] = content
+        filled.append(tensor)
+    stacked: Tensor = default_collate(filled)
+    return stacked
 
 
 class ImageFiles(Dataset[Sample]):
@@ -223,4 +246,6 @@ class ImageFiles(Dataset[Sample]):
                 raise
             index, unreadable = FILLER, one_line(error, None)
             image = decode_image(Image.new("L", (1, 1)), channels=channels)
-        return {"image": self.transform(image), "index": index, "path": path, "unreadable": unreadable}
+        sample = self.transform.sample(image)
+        sample["image"] = self.transform.normalize(sample["image"])
+        return sample | {"index": index, "path": path, "unreadable": unreadable}

@@ -85,6 +85,10 @@ class ImagePreprocessing:
         """Transform an image of any size to bytes `(C, H, W)`, before normalization."""
         raise NotImplementedError
 
+    def sample(self, image: Image.Image) -> dict[str, Tensor]:
+        """Transform an image to a sample for evaluation: `image`, bytes `(C, H, W)`, and what else a task needs."""
+        return {"image": self.pixels(image)}
+
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the transformed height and width of an image of a height and width."""
         raise NotImplementedError
@@ -234,6 +238,15 @@ class DensePreprocessing(ImagePreprocessing):
         """Resize and pad an image of any size to bytes `(C, H, W)`, before normalization."""
         height, width = self.resized_size((image.height, image.width))
         return self.pad(to_pixels(_resize(image, (width, height), self.interpolation)))
+
+    def sample(self, image: Image.Image) -> dict[str, Tensor]:
+        """Transform an image to `image`, bytes `(C, H, W)`, and three pairs of height and width, `(2,)` in int64.
+
+        These are `size`, that of the image; `resized`, that of the image in `pixels`; and `padded`, that of `pixels`.
+        """
+        size = (image.height, image.width)
+        sides = {"size": size, "resized": self.resized_size(size), "padded": self.output_size(size)}
+        return {"image": self.pixels(image)} | {name: torch.tensor(pair) for name, pair in sides.items()}
 
     def pad(self, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Pad bytes `(C, H, W)` right and bottom to a size, by default to the next multiples of `divisor`."""

@@ -13,7 +13,7 @@ import torch
 from datamodules import SMALL, encoded, make_data
 from PIL import Image
 
-from scalablevit_pl.data import Augmentation, Preprocessing
+from scalablevit_pl.data import Augmentation, DensePreprocessing, Preprocessing
 from scalablevit_pl.data.images import ImageFiles, Row, Sample, SampleReader, SplitImages, Targets, collate
 from scalablevit_pl.data.samplers import FILLER, Draw
 from scalablevit_pl.preprocessing import UnreadableImageError, decode_image
@@ -65,14 +65,17 @@ def test_a_sample_has_its_row_and_target() -> None:
     assert set(images.row(3)) == {"image", "label"}
 
 
-def test_an_image_among_the_targets_arrives_encoded(tmp_path: Path) -> None:
+def test_an_image_among_the_targets_arrives_as_stored(tmp_path: Path) -> None:
     mask = encoded(Image.new("L", (3, 2)))
     (tmp_path / "mask.png").write_bytes(mask)
     path = str(tmp_path / "mask.png")
     read = reader(targets=Targets(["mask"], lambda row: row["mask"]), root=tmp_path)
-    assert read.target(0, {"mask": {"bytes": mask, "path": "x.png"}}) == mask
-    assert read.target(0, {"mask": {"bytes": None, "path": path}}) == path
-    with pytest.raises(UnreadableImageError, match=r"row 7 of split 'train' names '/etc/passwd' outside"):
+    inside = read.target(0, {"mask": {"bytes": mask, "path": "x.png"}})
+    assert (inside.read(), inside.path, inside.name) == (mask, "x.png", "column 'mask' of row 0 of split 'train'")
+    assert read.target(0, {"mask": mask}).read() == mask
+    file = read.target(0, {"mask": {"bytes": None, "path": path}})
+    assert (file.read(), file.path, file.name) == (mask, path, path)
+    with pytest.raises(UnreadableImageError, match=r"column 'mask' of row 7 of split 'train' names '/etc/passwd' out"):
         read.target(7, {"mask": {"bytes": None, "path": "/etc/passwd"}})
 
 
@@ -184,6 +187,31 @@ def test_a_batch_keeps_the_memory_layout_of_its_samples() -> None:
     assert batch["path"] == ["0.png", "1.png", "2.png"]
 
 
+def test_a_batch_is_padded_to_its_largest_image_and_mask() -> None:
+    state = np.random.RandomState(0)
+    samples, expected = [], []
+    for index, (height, width) in enumerate([(2, 5), (4, 3), (4, 5)]):
+        image, mask = state.randint(1, 255, (height, width, 3)), state.randint(0, 9, (2 * height, 3 * width))
+        padded = np.zeros((3, 4, 5)), np.full((8, 15), 255)
+        for row in range(height):
+            for column in range(width):
+                padded[0][:, row, column] = image[row, column]
+        for row in range(2 * height):
+            for column in range(3 * width):
+                padded[1][row, column] = mask[row, column]
+        expected.append(padded)
+        pixels = torch.from_numpy(image.astype(np.uint8)).permute(2, 0, 1)
+        samples.append({"image": pixels, "mask": torch.from_numpy(mask.astype(np.uint8)), "index": index})
+    batch = collate([dict(sample) for sample in samples])
+    planes = collate([sample | {"image": sample["image"].contiguous().float()} for sample in samples])
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert planes["image"].is_contiguous()
+    for found in (batch, planes):
+        assert np.array_equal(found["image"].numpy(), np.stack([image for image, _ in expected]))
+        assert np.array_equal(found["mask"].numpy(), np.stack([mask for _, mask in expected]))
+    assert [batch["image"].dtype, batch["mask"].dtype, planes["image"].dtype] == [torch.uint8] * 2 + [torch.float32]
+
+
 def test_image_files_are_samples_without_targets(make_folders: MakeFiles) -> None:
     folder = make_folders("1.png", "2.png")
     preprocessing = Preprocessing(4)
@@ -195,6 +223,20 @@ def test_image_files_are_samples_without_targets(make_folders: MakeFiles) -> Non
     ]
     assert torch.equal(files[0]["image"], preprocessing(decode_image(folder / "2.png")))
     assert [files[row]["unreadable"] for row in (0, 1)] == ["", ""]
+
+
+def test_image_files_of_dense_tasks_are_samples_with_their_sizes(make_folders: MakeFiles) -> None:
+    folder = make_folders("1.png", "2.png", "3.png")  # 9, 10 and 11 pixels wide, 12 high
+    preprocessing = DensePreprocessing(18, 30, 4)
+    files = ImageFiles([folder / "1.png", folder / "3.png"], preprocessing)
+    batch = collate([files[0], files[1]])
+    assert batch["size"].tolist() == [[12, 9], [12, 11]]
+    assert batch["resized"].tolist() == [[24, 18], [19, 18]]
+    assert batch["padded"].tolist() == [[24, 20], [20, 20]]
+    assert batch["image"].shape == (2, 3, 24, 20)
+    assert torch.equal(batch["image"][0], preprocessing(decode_image(folder / "1.png")))
+    assert torch.equal(batch["image"][1, :, :20], preprocessing(decode_image(folder / "3.png")))
+    assert batch["image"][1, :, 20:].eq(0.0).all()
 
 
 def test_image_files_have_the_channels_of_the_preprocessing(make_folders: MakeFiles) -> None:

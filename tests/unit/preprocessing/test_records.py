@@ -184,6 +184,18 @@ def test_dense_pixels_are_those_of_torchvision(size: tuple[int, int], interpolat
     assert not border.numel() or border.abs().max() < 0.01  # the mean color is zero after normalization
 
 
+def test_a_sample_has_the_sizes_that_a_task_needs() -> None:
+    image, dense = noise(90, 30), DensePreprocessing(40, 90, 32)
+    sample = dense.sample(image)
+    sizes = {name: sample[name].tolist() for name in ("size", "resized", "padded")}
+    assert sizes == {"size": [30, 90], "resized": [30, 90], "padded": [32, 96]}
+    assert sample["size"].dtype == torch.int64
+    assert torch.equal(sample["image"], dense.pixels(image))
+    crop = Preprocessing(28)
+    assert crop.sample(image).keys() == {"image"}
+    assert torch.equal(crop.sample(image)["image"], crop.pixels(image))
+
+
 def test_an_extremely_long_image_keeps_a_pixel() -> None:
     preprocessing = DensePreprocessing(8, 16, 4)
     assert preprocessing.resized_size((1, 10_000)) == (1, 16)
