@@ -1,9 +1,9 @@
-"""Parameter groups and learning-rate schedule."""
+"""Parameter groups and learning-rate schedules."""
 
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from timm.models import group_parameters
 from timm.scheduler.scheduler import Scheduler
@@ -62,7 +62,46 @@ def _layers(network: nn.Module) -> dict[str, int]:
     return layers
 
 
-class WarmupCosineSchedule(LRScheduler):
+class StepSchedule(LRScheduler):
+    """A schedule of optimizer steps whose training may be resumed with another length.
+
+    A subclass sets its attributes before it calls this constructor, and names those that a resume keeps in `settings`.
+    A group's `lr_scale` multiplies all rates that a subclass is given.
+
+    Args:
+        optimizer: The learning rates of its groups are the base rates, already multiplied by `lr_scale`.
+        lowest: Warn of base rates below this one.
+    """
+
+    settings: ClassVar[tuple[str, ...]]
+
+    def __init__(self, optimizer: Optimizer, lowest: Mapping[str, float]) -> None:
+        self.lr_scales: list[float] = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        super().__init__(optimizer)
+        floor = max(lowest.values())
+        low = [base / scale for base, scale in self.groups if base < scale * floor]
+        if low:
+            logger.warning(
+                "the learning rate %.3g is below %s, so it would rise instead of fall: lower these rates, which are "
+                "not scaled with the batch",
+                min(low),
+                " or ".join(f"{name} {value:.3g}" for name, value in lowest.items()),
+            )
+
+    @property
+    def groups(self) -> list[tuple[Any, float]]:
+        """The base rate and the `lr_scale` of each group."""
+        return list(zip(self.base_lrs, self.lr_scales, strict=True))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the step of an earlier schedule with the settings of this one: a resumed run may train longer."""
+        own = (*self.settings, "base_lrs", "lr_scales")
+        super().load_state_dict(state_dict | {name: getattr(self, name) for name in own})
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+class WarmupCosineSchedule(StepSchedule):
     """Linear warm-up, then a cosine that started at step 0, per optimizer step: the schedule of the paper's recipe.
 
     With base rate lr, at step t of T with w warm-up steps: `warmup_lr + (lr - warmup_lr) t / w` for t < w, else
@@ -79,6 +118,8 @@ class WarmupCosineSchedule(LRScheduler):
     Raises:
         ValueError: If there are no steps, or the warm-up is negative.
     """
+
+    settings = ("total_steps", "warmup_steps", "warmup_lr", "min_lr")
 
     def __init__(
         self,
@@ -97,33 +138,70 @@ class WarmupCosineSchedule(LRScheduler):
         self.warmup_steps = round(warmup_epochs * steps_per_epoch)
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
-        self.lr_scales: list[float] = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-        super().__init__(optimizer)
-        floor = max(min_lr, warmup_lr)
-        low = [base / scale for base, scale in zip(self.base_lrs, self.lr_scales, strict=True) if base < scale * floor]
-        if low:
-            logger.warning(
-                "the learning rate %.3g is below min_lr %.3g or warmup_lr %.3g, so it would rise instead of fall: "
-                "lower these two, which are not scaled with the batch",
-                min(low),
-                min_lr,
-                warmup_lr,
-            )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the step of an earlier schedule with the settings of this one: a resumed run may train longer."""
-        own = ("total_steps", "warmup_steps", "warmup_lr", "min_lr", "base_lrs", "lr_scales")
-        super().load_state_dict(state_dict | {name: getattr(self, name) for name in own})
-        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            group["lr"] = rate
+        super().__init__(optimizer, {"min_lr": min_lr, "warmup_lr": warmup_lr})
 
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the current step."""
         step = self.last_epoch  # torch's name for the number of calls to step()
-        groups = list(zip(self.base_lrs, self.lr_scales, strict=True))
         if step < self.warmup_steps:
-            starts = [(base, scale * self.warmup_lr) for base, scale in groups]
+            starts = [(base, scale * self.warmup_lr) for base, scale in self.groups]
             return [start + (base - start) * step / self.warmup_steps for base, start in starts]
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(step, self.total_steps) / self.total_steps))
-        ends = [(base, scale * self.min_lr) for base, scale in groups]
+        ends = [(base, scale * self.min_lr) for base, scale in self.groups]
         return [end + (base - end) * cosine for base, end in ends]
+
+
+class PolynomialSchedule(StepSchedule):
+    """A polynomial decay per optimizer step with a linear warm-up: the schedule of the usual segmentation recipes.
+
+    With base rate lr, at step t of T: `min_lr + (lr - min_lr) (1 - t / T)^power`. During w warm-up steps this rate is
+    multiplied by a factor that rises linearly from `warmup_factor` at step 0 to 1 at step w. A group's `lr_scale`
+    multiplies `min_lr` also.
+
+    Args:
+        optimizer: The learning rates of its groups are the base rates, already multiplied by `lr_scale`.
+        total_steps: Optimizer steps T of the whole training.
+        power: Exponent of the decay; 1 is a line.
+        min_lr: Learning rate of step T and later.
+        warmup_steps: Length of the warm-up w in optimizer steps.
+        warmup_factor: Factor on the learning rate at step 0, if there is a warm-up.
+
+    Raises:
+        ValueError: If there are no steps, the warm-up or the power is negative, or the factor is not from 0 to 1.
+    """
+
+    settings = ("total_steps", "power", "min_lr", "warmup_steps", "warmup_factor")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        power: float = 0.9,
+        min_lr: float = 1e-6,
+        warmup_steps: int = 0,
+        warmup_factor: float = 1e-6,
+    ) -> None:
+        if total_steps < 1 or warmup_steps < 0:
+            raise ValueError(
+                f"total_steps must be at least 1 and warmup_steps not negative, got {total_steps} and {warmup_steps}"
+            )
+        if power < 0.0 or not 0.0 <= warmup_factor <= 1.0:
+            raise ValueError(
+                f"power must not be negative and warmup_factor from 0 to 1, got {power} and {warmup_factor}"
+            )
+        self.total_steps = total_steps
+        self.power = power
+        self.min_lr = min_lr
+        self.warmup_steps = warmup_steps
+        self.warmup_factor = warmup_factor
+        super().__init__(optimizer, {"min_lr": min_lr})
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute each group's learning rate at the current step."""
+        step = self.last_epoch  # torch's name for the number of calls to step()
+        left = (1.0 - min(step, self.total_steps) / self.total_steps) ** self.power
+        factor = 1.0
+        if step < self.warmup_steps:
+            factor -= (1.0 - step / self.warmup_steps) * (1.0 - self.warmup_factor)
+        ends = [(base, scale * self.min_lr) for base, scale in self.groups]
+        return [factor * (end + (base - end) * left) for base, end in ends]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from scalablevit_pl.models import create_model
-from scalablevit_pl.optim import WarmupCosineSchedule, parameter_groups
+from scalablevit_pl.optim import PolynomialSchedule, WarmupCosineSchedule, parameter_groups
 
 
 def names(network: nn.Module, group: dict[str, Any]) -> set[str]:
@@ -331,3 +331,56 @@ def test_a_resumed_schedule_keeps_its_step_and_follows_its_own_course() -> None:
     long.optimizer.step()
     long.step()
     assert resumed.get_last_lr() == long.get_last_lr()
+
+
+def polynomial(step: int, base: float, total: int, power: float, low: float, warmup: int, factor: float) -> float:
+    """Compute the rate as mmcv's hook does: the polynomial, times a line during the warm-up."""
+    rate = low + (base - low) * (1.0 - min(step, total) / total) ** power
+    return rate * (1.0 - (1.0 - step / warmup) * (1.0 - factor)) if step < warmup else rate
+
+
+@pytest.mark.parametrize(("power", "warmup", "factor"), [(0.9, 0, 0.5), (1.0, 7, 1e-6), (2.0, 1, 0.1), (0.0, 40, 0.0)])
+def test_the_polynomial_schedule_is_its_formula(power: float, warmup: int, factor: float) -> None:
+    optimizer = optimizer_with(1e-3, 4e-2)
+    schedule = PolynomialSchedule(optimizer, 30, power, 1e-6, warmup, factor)
+    for step, actual in enumerate(course(optimizer, schedule, 40)):
+        expected = [polynomial(step, base, 30, power, 1e-6, warmup, factor) for base in (1e-3, 4e-2)]
+        assert actual == pytest.approx(expected, rel=1e-9, abs=1e-18), step
+
+
+def test_the_polynomial_schedule_multiplies_layers_and_warns_of_low_rates(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = optimizer_with_scales(1e-3, 0.25, 1.0)
+    schedule = PolynomialSchedule(optimizer, 20, min_lr=1e-4, warmup_steps=3)
+    assert all(low == pytest.approx(0.25 * high, rel=1e-9) for low, high in course(optimizer, schedule, 25))
+    assert caplog.messages == []
+    PolynomialSchedule(optimizer_with(1e-5), 20, min_lr=1e-4)
+    assert "the learning rate 1e-05 is below min_lr 0.0001, so it would rise" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [2, 17])
+def test_a_polynomial_schedule_resumes_from_its_saved_step_with_its_own_settings(stop: int) -> None:
+    def build(total: int) -> tuple[Optimizer, PolynomialSchedule]:
+        optimizer = optimizer_with(1e-3, 4e-2)
+        return optimizer, PolynomialSchedule(optimizer, total, warmup_steps=5)
+
+    optimizer, schedule = build(20)
+    course(optimizer, schedule, stop)
+    states = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = build(40)
+    optimizer.load_state_dict(states[0])
+    schedule.load_state_dict(states[1])
+    assert course(optimizer, schedule, 50 - stop) == course(*build(40), 50)[stop:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"total_steps": 0}, "total_steps must be at least 1 and warmup_steps not negative, got 0 and 0"),
+        ({"warmup_steps": -1}, "total_steps must be at least 1 and warmup_steps not negative, got 10 and -1"),
+        ({"power": -0.5}, "power must not be negative and warmup_factor from 0 to 1, got -0.5 and 1e-06"),
+        ({"warmup_factor": 2.0}, "power must not be negative and warmup_factor from 0 to 1, got 0.9 and 2.0"),
+    ],
+)
+def test_settings_of_the_polynomial_that_are_out_of_range_are_named(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        PolynomialSchedule(optimizer_with(1e-3), **{"total_steps": 10} | arguments)
