@@ -34,6 +34,7 @@ class WeightAverage(pl.Callback):
 
     Attributes:
         network: The averaged network, once there is one.
+        reported: Whether a test reports the predictions of the averaged weights, if there are any, or of the raw ones.
 
     Raises:
         ValueError: If the decay is out of range.
@@ -48,13 +49,6 @@ class WeightAverage(pl.Callback):
         self.reported = True
         self._stored: Mapping[str, Tensor] | None = None
         self._step = 0
-
-    def choose(self, average: str | None) -> None:
-        """Select the weights whose predictions a test reports: `ema`, the averaged ones, or `none`, the raw ones.
-
-        By default the averaged ones, if there are any.
-        """
-        self.reported = average != "none"
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

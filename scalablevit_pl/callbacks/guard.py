@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from scalablevit_pl.callbacks.preemption import PreemptedError
-from scalablevit_pl.run_folder import CHECKPOINTS
+from scalablevit_pl.run_folder import resumable_checkpoints
 from scalablevit_pl.storage import save_json
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ class LossGuard(pl.Callback):
         return self.folder / ("nonfinite.json" if trainer.world_size == 1 else f"nonfinite.rank{rank}.json")
 
     def _last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint of the run; non-finite weights are never written."""
-        paths = (self.folder / CHECKPOINTS).glob("[!.]*.ckpt")
-        return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+        return next(iter(resumable_checkpoints(self.folder)), None)  # non-finite weights are never written
 
 
 def _named(checkpoint: Path | None) -> str:

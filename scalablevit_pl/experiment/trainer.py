@@ -27,7 +27,7 @@ def make_trainer(parsed: ParsedExperiment, start: StartingPoint, built: Namespac
     callbacks, plugins = _listed(settings["callbacks"]), _listed(settings["plugins"])
     if settings["enable_model_summary"] is None:
         settings["enable_model_summary"] = False  # one line of the run record has what matters of it
-    built.ema.choose(parsed.config.get("average"))
+    built.ema.reported = parsed.config.get("average") != "none"
     throughput = Throughput()
     if settings["enable_progress_bar"] is not False and not any(isinstance(own, ProgressBar) for own in callbacks):
         callbacks.append(Progress(throughput))

@@ -70,9 +70,9 @@ def test_a_nan_loss_stops_the_run_before_the_step(value: float, accumulated: int
         assert text in str(error.value)
 
 
-def test_the_newest_checkpoint_is_named(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_that_can_resume_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    for written, name in ((1, "step=9"), (3, "step=10"), (2, "best")):
+    for written, name in ((1, "step=9"), (2, "step=10"), (3, "best")):
         (tmp_path / f"checkpoints/{name}.ckpt").touch()
         os.utime(tmp_path / f"checkpoints/{name}.ckpt", (written, written))
     with pytest.raises(NonFiniteError, match=r"the last good checkpoint is .*step=10\.ckpt, and .* records the batch"):
