@@ -27,12 +27,10 @@ class ImageList(NamedTuple):
 
     Attributes:
         paths: The files, sorted.
-        folders: The folders that they lie in.
         left_out: How many other files of each kind there are.
     """
 
     paths: list[Path]
-    folders: set[Path]
     left_out: Counter[str]
 
 
@@ -46,7 +44,7 @@ class LabelledFile(NamedTuple):
 
 def list_images(folder: Path) -> ImageList:
     """List the image files in a folder and below it, without hidden ones. Each folder is read once."""
-    found, real = ImageList([], set(), Counter()), folder.resolve()
+    found, real = ImageList([], Counter()), folder.resolve()
     _list_into(found, folder, {real, *real.parents})
     return found
 
@@ -60,7 +58,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found, _, left_out = list_images(source)
+            found, left_out = list_images(source)
             if left_out:
                 logger.warning("left out of %s: %s", source, describe_files(left_out))
         else:
@@ -82,7 +80,6 @@ def _list_into(found: ImageList, folder: Path, read: set[Path]) -> None:
         if target.is_file():
             if is_image_file(path):
                 found.paths.append(path)
-                found.folders.add(folder)
             else:
                 found.left_out[_kind(path)] += 1
         elif not target.is_dir():
@@ -173,10 +170,10 @@ def _loose_files(folder: Path) -> Counter[str]:
 
 def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:
     """Check that the folders in a folder seem to be classes, and do not contain the classes."""
+    folders = {path: {image.parent for image in found.paths} for path, found in lists.items() if found.paths}
     inner = {
-        path: {"" if folder == path else folder.relative_to(path).parts[0] for folder in found.folders}
-        for path, found in lists.items()
-        if found.paths
+        path: {"" if folder == path else folder.relative_to(path).parts[0] for folder in places}
+        for path, places in folders.items()
     }
     if not inner:
         raise ValueError(
@@ -191,8 +188,8 @@ def _check_levels(root: Path, lists: dict[Path, ImageList]) -> None:
             "per class"
         )
     nested = [path for path, names in inner.items() if all(map(split_named, names))]
-    common = Path(os.path.commonpath(lists[first].folders))
-    if nested or (len(inner) == 1 and common not in lists[first].folders):
+    common = Path(os.path.commonpath(folders[first]))
+    if nested or (len(inner) == 1 and common not in folders[first]):
         raise ValueError(
             f"{str(root)!r} is not the folder that contains the classes: give {str((nested or [common])[0])!r}, or "
             "sort the images into one folder per class"
