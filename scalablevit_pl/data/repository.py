@@ -6,15 +6,13 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from scalablevit_pl.weights.hub.cache import cached_commit, is_commit, note_commit, repository_folder, write_note
-from scalablevit_pl.weights.hub.client import HubError, HubUnreachableError, hub_errors, retry
+from scalablevit_pl.weights.hub.client import HubError, HubUnreachableError, Result, ask
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 # How `datasets` stores a split, such as data/train-00000-of-00294.parquet.
 SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -105,8 +103,7 @@ def _list_files(dataset: str, revision: str | None) -> tuple[str, list[str]]:
 def _ask(dataset: str, revision: str | None, cached: Result | None, call: Callable[[], Result]) -> Result:
     """Ask the Hub; if it is unreachable, return the cached answer."""
     try:
-        with hub_errors(f"datasets/{dataset}", revision):  # the Hub's own name for it, which ends its page's address
-            return retry(call)
+        return ask(call, f"datasets/{dataset}", revision)  # the Hub's own name for it, which ends its page's address
     except HubUnreachableError as error:
         if cached is None:
             raise HubError(f"{dataset!r} is not in the cache, and {error}") from error

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 from huggingface_hub import constants
 
 from scalablevit_pl.data import BaseDataModule
@@ -164,7 +165,7 @@ def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> F
 
 def check_images(part: str, images: SplitImages, count: int) -> Finding:
     """Decode at most `count` images, spread evenly over a part, and report those that cannot be read."""
-    positions = list(spread(len(images), count))
+    positions = np.linspace(0, len(images) - 1, min(len(images), count), dtype=int)
     errors = []
     for position in positions:
         index = int(images.indices[position])
@@ -177,10 +178,3 @@ def check_images(part: str, images: SplitImages, count: int) -> Finding:
         return Finding("ok", f"{part} images", f"{len(positions):,} decoded")
     text = f"{len(errors)} of {len(positions):,} cannot be read: {listed(errors, separator='; ')}"
     return Finding("FAIL", f"{part} images", text, "repair or delete them")
-
-
-def spread(length: int, count: int) -> Iterator[int]:
-    """Yield at most `count` equidistant positions from 0 to `length - 1`, including both."""
-    count = min(length, count)
-    last = max(count - 1, 1)
-    return (position * (length - 1) // last for position in range(count))

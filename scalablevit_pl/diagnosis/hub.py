@@ -1,6 +1,6 @@
 """Access to a data set on the Hub, and the size of what a run downloads."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import datasets
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
 from scalablevit_pl.diagnosis.finding import Finding
-from scalablevit_pl.weights.hub.client import hub_errors, retry
+from scalablevit_pl.weights.hub.client import ask
 
 
 class Listing(NamedTuple):
@@ -26,20 +26,20 @@ def check_token() -> Finding:
         return Finding("warn", "Hub", text, "unset it to check the Hub")
     if get_token() is None:
         return Finding("ok", "Hub token", "none, which is enough for data that is neither gated nor private")
-    user = _ask(lambda: HfApi().whoami(), "your account", None)
+    user = ask(HfApi().whoami, "your account")
     return Finding("ok", "Hub token", f"of {user['name']}")
 
 
 def check_repository(dataset: str, revision: str | None) -> tuple[Finding, Listing]:
     """Check that a data set can be read from the Hub, and list its files."""
     api, name = HfApi(), f"datasets/{dataset}"
-    info = _ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
+    info = ask(lambda: api.dataset_info(dataset, revision=revision, files_metadata=True), name, revision)
     # The list of a gated repository's files is public; its files are not.
     if info.gated or info.private:
-        _ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
+        ask(lambda: api.auth_check(dataset, repo_type="dataset"), name, revision)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     tables = {name: size for name, size in sizes.items() if name.endswith(".parquet")}
-    listing = Listing(info.sha, tables or sizes)
+    listing = Listing(str(info.sha), tables or sizes)
     kind = "gated, and its terms are accepted" if info.gated else "private" if info.private else "public"
     text = f"{dataset} can be read ({kind}), commit {info.sha}"
     if revision == info.sha:
@@ -47,11 +47,6 @@ def check_repository(dataset: str, revision: str | None) -> tuple[Finding, Listi
     given = f"revision {revision!r} is" if revision else "no revision is"
     remedy = f"pin it with --data.revision {info.sha}"
     return Finding("warn", "Hub access", f"{text}; {given} given, so later runs may get other data", remedy), listing
-
-
-def _ask(call: Callable[[], Any], name: str, revision: str | None) -> Any:
-    with hub_errors(name, revision):
-        return retry(call)
 
 
 def missing_bytes(dataset: str, listing: Listing) -> int:

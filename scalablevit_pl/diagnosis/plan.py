@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from scalablevit_pl.diagnosis.finding import Finding
-from scalablevit_pl.tasks.fit import FitShape
+from scalablevit_pl.tasks.fit import FitShape, make_shape
 
 
 def planned_shape(trainer: pl.Trainer, loader: Any) -> FitShape:
@@ -18,21 +18,7 @@ def planned_shape(trainer: pl.Trainer, loader: Any) -> FitShape:
     steps = epochs * math.ceil(batches / accumulated) if batches else 0
     if trainer.max_steps >= 0:
         steps = min(steps, trainer.max_steps)
-    if not 0 < steps < math.inf or loader.batch_size is None:
-        raise ValueError(
-            f"the schedule needs a known number of steps and batch size, got {steps} steps and a batch size of "
-            f"{loader.batch_size}: set --trainer.max_steps or --trainer.max_epochs, and use a loader with a batch size"
-        )
-    return FitShape(
-        batches,
-        loader.batch_size,
-        int(steps),
-        accumulated,
-        trainer.world_size,
-        str(trainer.precision),
-        trainer.gradient_clip_val,
-        getattr(trainer.precision_plugin, "scaler", None) is not None,
-    )
+    return make_shape(trainer, batches, steps, loader.batch_size)
 
 
 def check_plan(task: Any, shape: FitShape) -> Finding:

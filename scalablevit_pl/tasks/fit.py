@@ -66,16 +66,20 @@ class ResolvedFit:
 def shape_of(trainer: pl.Trainer) -> FitShape:
     """Return the size of the fit that a trainer is about to run."""
     trainer.fit_loop.setup_data()  # not yet done where only the number of steps limits the training
-    total_steps = trainer.estimated_stepping_batches
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
-    if not (0 < total_steps < math.inf and trainer.num_training_batches < math.inf) or batch_size is None:
+    return make_shape(trainer, trainer.num_training_batches, trainer.estimated_stepping_batches, batch_size)
+
+
+def make_shape(trainer: pl.Trainer, batches: float, total_steps: float, batch_size: int | None) -> FitShape:
+    """Return the size of a fit of so many batches per epoch and steps; an error if it is not known."""
+    if not (0 < total_steps < math.inf and batches < math.inf) or batch_size is None:
         raise ValueError(
-            f"the schedule needs a known number of steps and batch size, got {total_steps} steps, "
-            f"{trainer.num_training_batches} batches per epoch and a batch size of {batch_size}: set "
-            "--trainer.max_steps or --trainer.max_epochs, and train on data of known length"
+            f"the schedule needs a known number of steps and batch size, got {total_steps} steps, {batches} batches "
+            f"per epoch and a batch size of {batch_size}: set --trainer.max_steps or --trainer.max_epochs, and train "
+            "on data of known length"
         )
     return FitShape(
-        batches_per_epoch=int(trainer.num_training_batches),
+        batches_per_epoch=int(batches),
         batch_size=batch_size,
         total_steps=int(total_steps),
         accumulated=max(1, trainer.accumulate_grad_batches),

@@ -100,6 +100,12 @@ def retry(call: Callable[[], Result]) -> Result:
         return call()
 
 
+def ask(call: Callable[[], Result], repository: str, revision: str | None = None) -> Result:
+    """Call a function with retries; its errors are those of `hub_errors`."""
+    with hub_errors(repository, revision):
+        return retry(call)
+
+
 @contextmanager
 def limited_silence() -> Iterator[None]:
     """Limit how long a server may stay silent, and what it may name files. Most requests would wait indefinitely.

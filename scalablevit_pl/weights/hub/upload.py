@@ -17,6 +17,7 @@ from scalablevit_pl.weights.hub.client import (
     HubError,
     HubUnreachableError,
     Token,
+    ask,
     hub_errors,
     is_repository,
     is_shared,
@@ -115,8 +116,9 @@ def push(plan: PushPlan, commit_message: str = "Upload a model with scalablevit_
         if plan.branch != constants.DEFAULT_REVISION:
             retry(lambda: plan.api.create_branch(plan.repository, branch=plan.branch, exist_ok=True))
     try:
-        with hub_errors(plan.repository, plan.branch):
-            return retry(commit)  # the client skips unchanged files, so a commit whose answer was lost is found
+        return ask(
+            commit, plan.repository, plan.branch
+        )  # the client skips unchanged files, so a commit whose answer was lost is found
     except HubUnreachableError as error:
         raise HubError(f"{error}; the commit is not confirmed, and pushing again is safe") from error
 

@@ -1,9 +1,12 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
+import pytest
 from PIL import Image
 
 from scalablevit_pl.data import ClassificationDataModule
+from scalablevit_pl.data.images import SampleReader, SplitImages
 from scalablevit_pl.diagnosis import data
 
 
@@ -18,10 +21,16 @@ def test_files_that_are_left_out_are_a_warning(tmp_path: Path) -> None:
     assert (files.status, files.text) == ("warn", "left out: 1 .heic")
 
 
-def test_a_sample_is_spread_over_all_images() -> None:
-    assert list(data.spread(10, 4)) == [0, 3, 6, 9]
-    assert list(data.spread(3, 4)) == [0, 1, 2]
-    assert list(data.spread(5, 1)) == [0]
+@pytest.mark.parametrize(
+    ("length", "count", "sample"), [(10, 4, [0, 3, 6, 9]), (3, 4, [0, 1, 2]), (5, 1, [0]), (0, 2, [])]
+)
+def test_a_sample_is_spread_over_all_images(length: int, count: int, sample: list[int]) -> None:
+    rows = datasets.Dataset.from_dict({"image": [b"no image"] * length})
+    images = SplitImages(rows, SampleReader("train", "image", lambda image, target: {}), range(100, 100 + length))
+    images.row = lambda index: read.append(index - 100) or {"image": b"no image"}  # type: ignore[func-returns-value]
+    read = list[int]()
+    data.check_images("train", images, count)
+    assert read == sample
 
 
 def test_a_class_without_images_is_a_warning() -> None:

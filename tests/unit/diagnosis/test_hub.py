@@ -31,7 +31,6 @@ def test_no_access_fails(error: Callable[[], Exception], words: str, monkeypatch
         raise error()
 
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(hub, "retry", lambda call: call())
     with pytest.raises(HubError, match=words):
         hub.check_repository("ILSVRC/imagenet-1k", None)
 
@@ -40,7 +39,6 @@ def test_unaccepted_terms_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [SimpleNamespace(rfilename=name, size=size) for name, size in (("train.parquet", 7), ("README.md", 1))]
     info = SimpleNamespace(sha="1" * 40, gated="manual", private=False, siblings=files)
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: info)
-    monkeypatch.setattr(hub, "retry", lambda call: call())
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise GatedRepoError("gated", response=answer(403))
