@@ -1,4 +1,4 @@
-"""Load the splits of a data set from the Hub, a local folder, or the shipped sample."""
+"""Load the splits of a data set from the Hub, a local folder, or a shipped sample."""
 
 import glob
 import re
@@ -12,11 +12,13 @@ import pyarrow.parquet
 
 from scalablevit_pl.data.folders import load_image_folder, subfolders
 from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, find_commit, list_shards, noted_commit
+from scalablevit_pl.data.samples.scenes import load_scenes
 from scalablevit_pl.data.splits import split_named
 from scalablevit_pl.text import one_line
 from scalablevit_pl.weights.hub.client import HubError
 
 SAMPLES = Path(__file__).parent / "samples"
+SCENES = SAMPLES / "fashion_scenes_sample"
 
 Wanted = Callable[[Collection[str]], Collection[str]]
 FolderReader = Callable[[Path], datasets.DatasetDict]
@@ -56,7 +58,7 @@ def load_splits(
         folder = _on_hub(dataset, lambda: fetch_shards(dataset, commit, names))
         files = {split: [folder / name for name in shards[split]] for split in shards}
     else:
-        loaded = _load_otherwise(dataset, commit) if folder is None else read_folder(folder)
+        loaded = _load_otherwise(dataset, folder, commit, read_folder)
         return datasets.DatasetDict({split: loaded[split] for split in _choose(loaded, wanted)})
     return _load_parquet(folder, {split: files[split] for split in _choose(files, wanted)})
 
@@ -84,8 +86,12 @@ def _on_hub(dataset: str, call: Callable[[], Result]) -> Result:
         raise ValueError(f"there is no folder {dataset!r} here; on the Hub: {error}") from error
 
 
-def _load_otherwise(dataset: str, commit: str | None) -> datasets.DatasetDict:
-    """Load all splits of a repository in a layout that only `datasets` knows."""
+def _load_otherwise(
+    dataset: str, folder: Path | None, commit: str | None, read_folder: FolderReader
+) -> datasets.DatasetDict:
+    """Load all splits of a folder without parquet files, or of a repository in a layout that only `datasets` knows."""
+    if folder is not None:
+        return load_scenes() if folder == SCENES else read_folder(folder)
     try:
         return datasets.load_dataset(dataset, revision=commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -105,9 +111,9 @@ def _choose(splits: Iterable[str], wanted: Wanted) -> list[str]:
 
 
 def local_folder(dataset: str) -> Path | None:
-    """Return the folder of a data set on this machine, such as the sample in this package, or None."""
+    """Return the folder of a data set on this machine, such as a sample in this package, or None."""
     shipped = SAMPLES / dataset
-    folder = shipped if (shipped / "train.parquet").is_file() else Path(dataset).expanduser()
+    folder = shipped if (shipped / "README.md").is_file() else Path(dataset).expanduser()
     return folder if dataset.strip() and folder.is_dir() else None
 
 

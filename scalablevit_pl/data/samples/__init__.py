@@ -1,1 +1,1 @@
-"""Small real data sets that ship with the package, each with its licence, and the scripts that made them."""
+"""Small data sets that ship with the package or are drawn by it, and the scripts that made them or build others."""

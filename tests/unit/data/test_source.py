@@ -5,7 +5,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from scalablevit_pl.data.source import _split_of, load_splits
+from scalablevit_pl.data import source
+from scalablevit_pl.data.samples.scenes import load_scenes
+from scalablevit_pl.data.source import _split_of, find_revision, find_stream, load_splits, may_be_hub_id
 
 MakeFiles = Callable[..., Path]
 
@@ -20,6 +22,17 @@ def test_the_shipped_sample_is_found_by_name() -> None:
     splits = load_splits("fashion_mnist_sample")
     assert {name: len(split) for name, split in splits.items()} == {"train": 10_000, "test": 2_000}
     assert splits["train"].features["label"].names[9] == "Ankle boot"
+
+
+def test_the_drawn_scenes_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "load_scenes", lambda: load_scenes(train=3, test=2, side=32))
+    assert find_revision("fashion_scenes_sample", None) is None
+    assert not may_be_hub_id("fashion_scenes_sample")
+    splits = load_splits("fashion_scenes_sample", wanted=lambda _: ["test"])
+    assert {name: rows.num_rows for name, rows in splits.items()} == {"test": 2}
+    assert splits["test"].column_names == ["image", "mask", "instances", "objects", "classes"]
+    with pytest.raises(ValueError, match="'fashion_scenes_sample' has no parquet files that can be streamed"):
+        find_stream("fashion_scenes_sample", None, "train")
 
 
 def test_parquet_files_are_splits(make_parquet: MakeFiles) -> None:
