@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmark_scripts import FOLDER, load
@@ -265,4 +266,22 @@ def test_ways_are_relative_to_the_first_and_failures_have_a_reason() -> None:
     assert float(rows[1][2]) > 1 < float(rows[1][4])
     assert measured([torch.randn(4)], {"c": fail}, cpu, Plan(1, 0.001)) == [
         ["c", "no such kernel", "–", "no such kernel", "–"]
+    ]
+
+
+def test_the_color_histogram_learns_the_most_frequent_class_of_each_color(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"train": ([10, 10, 10, 90, 250], [1, 1, 2, 0, 2]), "test": ([10, 15, 60, 90, 250], [1, 2, 0, 0, 0])}
+    for split, (colors, classes) in rows.items():
+        for kind, values in (("images", colors), ("masks", classes)):
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.fromarray(np.array([values], np.uint8)).save(tmp_path / split / kind / "1.png")
+    monkeypatch.setattr("sys.argv", ["color_histogram.py", str(tmp_path), "--levels", "16"])
+    load("color_histogram").main()
+    # 60 is nearest to 90; predicted are 1, 1, 0, 0 and 2
+    assert capsys.readouterr().out.splitlines() == [
+        "| levels | mIoU | accuracy | IoU of class 0 | IoU of class 1 | IoU of class 2 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 16 | 0.3889 | 0.6000 | 0.6667 | 0.5000 | 0.0000 |",
     ]
