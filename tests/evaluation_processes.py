@@ -23,7 +23,7 @@ from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.preprocessing import Preprocessing
-from scalablevit_pl.tasks import ClassificationTask
+from scalablevit_pl.tasks import ClassificationTask, MultiLabelTask
 
 WORLDS = (1, 2, 3)
 COUNTS = (2, 5, 11)
@@ -45,7 +45,7 @@ class Pixels(nn.Module):
         return image.flatten(1) @ self.weight.T
 
 
-def make_data(folder: Path, count: int, batch_size: int, side: int = SIDE) -> ClassificationDataModule:
+def make_data(folder: Path, count: int, batch_size: int, side: int = SIDE, **options: Any) -> ClassificationDataModule:
     return ClassificationDataModule(
         str(folder / f"data_{count}"),
         val_split="test",
@@ -53,6 +53,7 @@ def make_data(folder: Path, count: int, batch_size: int, side: int = SIDE) -> Cl
         num_workers=0,
         preprocessing=Preprocessing(input_size=side, crop_pct=1.0),
         augmentation=None,
+        **options,
     )
 
 
@@ -75,6 +76,9 @@ def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
             trainer.validate(ClassificationTask(Pixels()), datamodule=make_data(folder, count, batch_size))
             metrics = trainer.callback_metrics
             results[f"validate {count} {batch_size}"] = {name: value.item() for name, value in metrics.items()}
+        trainer = make_trainer(world)
+        trainer.validate(MultiLabelTask(Pixels()), datamodule=make_data(folder, count, 2, label_column="tags"))
+        results[f"tags {count}"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
     report = folder / f"report_{world}"
     report.mkdir(exist_ok=True)
     trainer = make_trainer(world, callbacks=[EvaluationReport(report, {})])

@@ -91,6 +91,19 @@ def calibration_error(probabilities: Tensor, labels: list[int], bins: int = 15) 
     return error
 
 
+def mean_average_precision(scores: list[list[float]], truth: list[list[bool]]) -> float:
+    """Sum precision times the step of recall over the thresholds of each class that has samples."""
+    precisions = []
+    for own, right in zip(zip(*scores, strict=True), zip(*truth, strict=True), strict=True):
+        total, before = 0.0, 0.0
+        for threshold in sorted(set(own), reverse=True):
+            found = [hit for score, hit in zip(own, right, strict=True) if score >= threshold]
+            recall = sum(found) / max(sum(right), 1)
+            total, before = total + (recall - before) * sum(found) / len(found), recall
+        precisions += [total] if any(right) else []
+    return sum(precisions) / len(precisions)
+
+
 def course(step: int, total: int, warmup: int, rate: float) -> float:
     """Return the learning rate of the paper's schedule at a step."""
     if step < warmup:

@@ -80,6 +80,7 @@ class RunRecord(pl.Callback):
             "task": getattr(task.network, "task", CLASSIFICATION),
             "network": describe_network(task.network, _network_section(self.config)),
             "network_class": network_class(task.network) if isinstance(task.network, PretrainedNetwork) else None,
+            "multi_label": getattr(task.network, "multi_label", False),
             "class_names": list(datamodule.class_names),
             "preprocessing": datamodule.preprocessing.to_dict(),
             "metrics": metric_record(task),

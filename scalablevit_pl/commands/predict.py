@@ -17,7 +17,7 @@ from scalablevit_pl.commands.console import fail
 from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.data.images import ImageFiles, collate
 from scalablevit_pl.models.factory import build_stored
-from scalablevit_pl.tasks import TASKS, ReportData
+from scalablevit_pl.tasks import TASKS, MultiLabelTask, ReportData
 from scalablevit_pl.text import visible
 from scalablevit_pl.weights.source import load_weights, pin_weights, weights_path
 
@@ -33,7 +33,8 @@ def predict_files(options: list[str]) -> int:
         check_output("--out", arguments.out, inputs=[*paths, weights_path(weights)])
     stored = load_weights(weights, arguments.average)
     network = build_stored(stored)
-    task = TASKS[stored.description.task](network, tta=arguments.tta)
+    kind = MultiLabelTask if stored.description.multi_label else TASKS[stored.description.task]
+    task = kind(network, tta=arguments.tta)
     data = ReportData(stored.class_names, len(paths), stored.preprocessing)
     shown = io.StringIO(newline=None) if arguments.out is None and sys.stdout.isatty() else None
     writer = PredictionWriter(arguments.out or shown or sys.stdout, data)

@@ -164,6 +164,13 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         """Return how probable each training image is, in proportion; by default an epoch draws each image once."""
         return None
 
+    def training_labels(self) -> torch.Tensor:
+        """Return the class index of each training image `(N,)`."""
+        images = self.images.get("train")
+        if images is None or images.split not in self.labels:
+            raise ValueError("classes can be balanced only with one label for each image, and without --data.streaming")
+        return torch.from_numpy(self.labels[images.split][np.asarray(images.indices)])
+
     def augment_batch(self, batch: Batch) -> Batch:
         """Vary a normalized training batch on the device, with generators seeded by (seed, epoch, batch, rank)."""
         return batch

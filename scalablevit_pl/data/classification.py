@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scalablevit_pl.data.base import BaseDataModule, Batch
-from scalablevit_pl.data.columns import declares_classes, find_class_names, find_label_column, label_indices
+from scalablevit_pl.data.columns import declares_classes, find_class_names, find_label_column, item_type, label_indices
 from scalablevit_pl.data.folders import load_image_folder
 from scalablevit_pl.data.imagenet import check_imagenet
 from scalablevit_pl.data.images import Row, Targets
@@ -24,13 +24,15 @@ logger = logging.getLogger(__name__)
 class ClassificationDataModule(BaseDataModule):
     """Batches of a labelled image data set: `image (B, C, H, W)`, `label (B,)` or soft `(B, K)`, `index (B,)`, `path`.
 
-    With random erasing, a loader's batch also holds `patch (B, 5)`. Training batches are erased and mixed on the
-    device, in timm's order; mixing makes labels soft.
+    Where the label column holds lists, `label (B, K)` is 1 for each class of an image, else 0. With random erasing, a
+    loader's batch also holds `patch (B, 5)`. Training batches are erased and mixed on the device, in timm's order;
+    mixing makes labels soft.
 
     Args:
         dataset: A data set's id on the Hub; a local folder with parquet files, or with one folder per class, optionally
             below a folder per split; or `fashion_mnist_sample`, which ships with the package.
-        label_column: Name of the label column; by default the only one of type ClassLabel, or else `label`.
+        label_column: Name of the label column; by default the only one of type ClassLabel or of lists of it, or else
+            `label` or `labels`.
         labels: CSV file with the columns `file_name`, relative to the folder of the images, and `label`; by default
             `labels.csv` or `metadata.csv` in the folder or its split folders, or else the images are in class folders.
         preprocessing: Input size, crop and normalization: the evaluation transform; by default that of the weights
@@ -42,6 +44,7 @@ class ClassificationDataModule(BaseDataModule):
 
     Attributes:
         left_out: The files of an image folder that are not read, by number and kind, set by `setup`.
+        multi_label: Whether images have lists of labels, set by `setup`; None in prediction.
     """
 
     preprocessing: Preprocessing
@@ -69,6 +72,7 @@ class ClassificationDataModule(BaseDataModule):
         self.sampler = sampler
         self.class_order = class_order
         self.left_out: str | None = None
+        self.multi_label: bool | None = None
 
     def read_folder(self, folder: Path) -> datasets.DatasetDict:
         """Load images in class folders or with a table of labels, and log which files are left out."""
@@ -95,8 +99,12 @@ class ClassificationDataModule(BaseDataModule):
         """Check the labels of a split and return how they are read."""
         column = self._label_column(splits)
         names = find_class_names(splits, column, self.train_split)
-        self.labels[split] = np.asarray(label_indices(splits[split], column, names, split))
-        return Targets([column], partial(_class_index, column, {name: index for index, name in enumerate(names)}))
+        indices = label_indices(splits[split], column, names, split)
+        self.multi_label = item_type(splits[split].features[column]) is not None
+        if not self.multi_label:
+            self.labels[split] = np.asarray(indices)
+        read = _multi_hot if self.multi_label else _class_index
+        return Targets([column], partial(read, column, {name: index for index, name in enumerate(names)}))
 
     def _label_column(self, splits: datasets.DatasetDict) -> str:
         return find_label_column(next(iter(splits.values())).features, self.label_column)
@@ -105,9 +113,8 @@ class ClassificationDataModule(BaseDataModule):
         """Return the inverse size of each training image's class for a balanced sampler."""
         if self.sampler is None:
             return None
-        images = self.images["train"]
-        labels = self.labels[images.split][np.asarray(images.indices)]
-        return torch.from_numpy(1.0 / np.bincount(labels)[labels])
+        labels = self.training_labels()
+        return 1.0 / torch.bincount(labels)[labels].double()
 
     def transform(self, training: bool) -> LabelledTransform:
         """Return timm's training transform with the draw of a patch to erase, or the evaluation transform."""
@@ -117,12 +124,13 @@ class ClassificationDataModule(BaseDataModule):
         patch = PatchDraw(probability, self.preprocessing.input_size) if probability > 0.0 else None
         return LabelledTransform(train_transform(self.preprocessing, self.augmentation), patch)
 
-    def example_batch(self, num_classes: int) -> Batch:
+    def example_batch(self, num_classes: int, multi_label: bool = False) -> Batch:
         """Return a random batch like those of the train loader, which requires no data."""
         side = self.preprocessing.input_size
+        labels = torch.randint(num_classes, (self.batch_size,))
         return {
             "image": torch.randint(256, (self.batch_size, self.preprocessing.channels, side, side), dtype=torch.uint8),
-            "label": torch.randint(num_classes, (self.batch_size,)),
+            "label": torch.eye(num_classes)[labels] if multi_label else labels,
             "index": torch.arange(self.batch_size),
             "path": [""] * self.batch_size,
         }
@@ -147,3 +155,8 @@ class ClassificationDataModule(BaseDataModule):
 def _class_index(column: str, index_of: dict[str, int], row: Row) -> int:
     label = row[column]
     return index_of[nfc(label)] if isinstance(label, str) else int(label)
+
+
+def _multi_hot(column: str, index_of: dict[str, int], row: Row) -> torch.Tensor:
+    indices = [_class_index(column, index_of, {column: label}) for label in row[column]]
+    return torch.zeros(len(index_of)).index_fill(0, torch.tensor(indices, dtype=torch.long), 1.0)

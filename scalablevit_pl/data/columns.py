@@ -1,5 +1,6 @@
 """Find the columns of images and labels in a data set, and the classes of its labels."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,9 +34,16 @@ def _is_encoded(feature: Any) -> bool:
 
 
 def find_label_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named label column, the only one of type ClassLabel, or else one called `label`."""
+    """Return the named label column, the only one of type ClassLabel or of lists of it, or else `label` or `labels`."""
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return _only(labels or [name for name in features if name == "label"], named, features, "label")
+    lists = [name for name, feature in features.items() if isinstance(item_type(feature), datasets.ClassLabel)]
+    usual = [name for name in ("label", "labels") if name in features][:1]
+    return _only(labels or lists or usual, named, features, "label")
+
+
+def item_type(feature: Any) -> Any:
+    """Return the type of the elements of a list; None for other types."""
+    return getattr(feature, "feature", None)
 
 
 def _only(candidates: list[str], named: str | None, columns: Iterable[str], kind: str) -> str:
@@ -49,7 +57,8 @@ def _only(candidates: list[str], named: str | None, columns: Iterable[str], kind
 
 def declares_classes(splits: datasets.DatasetDict, column: str) -> bool:
     """Return whether a column declares its classes; otherwise they are collected from the training split."""
-    return isinstance(next(iter(splits.values())).features[column], datasets.ClassLabel)
+    feature = next(iter(splits.values())).features[column]
+    return isinstance(item_type(feature) or feature, datasets.ClassLabel)
 
 
 def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str) -> list[str]:
@@ -58,10 +67,11 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     Found names are sorted. Found whole numbers are their own indices, up to the largest. Booleans are `False`, `True`.
     """
     feature = next(iter(splits.values())).features[column]
+    feature = item_type(feature) or feature
     if declares_classes(splits, column):
         return list(feature.names)
-    if isinstance(feature, datasets.Value):  # not a list of labels, for example
-        found = [label for label in splits[train_split].unique(column) if label is not None]
+    if isinstance(feature, datasets.Value):  # not a table, for example
+        found = {label for _, label in _stored_labels(splits[train_split], column) if label is not None}
         if found and all(isinstance(label, str) for label in found):
             return sorted({nfc(label) for label in found})
         if found and all(isinstance(label, bool) for label in found):
@@ -71,20 +81,33 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
     raise ValueError(f"label_column {column!r} contains {feature}: expected class names or whole numbers from 0")
 
 
+def _stored_labels(rows: datasets.Dataset, column: str) -> list[tuple[int, Any]]:
+    """Return the labels of all rows with the numbers of their rows; a missing label or list is None."""
+    stored = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    lists = ([labels] if labels is None or item_type(rows.features[column]) is None else labels for labels in stored)
+    return [(row, label) for row, labels in enumerate(lists) for label in labels]
+
+
 def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
-    """Return the class index of every row."""
-    labels = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    if labels and all(label == -1 for label in labels):
+    """Return the class index of every label, in the order of the rows."""
+    stored = _stored_labels(rows, column)
+    if stored and all(label == -1 for _, label in stored):
         raise ValueError(
-            f"split {split!r} has no labels (all {len(labels)} are -1, as in ImageNet's test split), so nothing can be "
+            f"split {split!r} has no labels (all {len(stored)} are -1, as in ImageNet's test split), so nothing can be "
             "measured on it: choose another split, for example with --data.test_split, or run `predict`"
         )
     index_of = {name: index for index, name in enumerate(names)}
-    indices = [index_of.get(nfc(label)) if isinstance(label, str) else label for label in labels]
-    wrong = [row for row, index in enumerate(indices) if index is None or not 0 <= index < len(names)]
+    indices = [index_of.get(nfc(label)) if isinstance(label, str) else label for _, label in stored]
+    wrong = [place for place, index in enumerate(indices) if index is None or not 0 <= index < len(names)]
     if wrong:
+        row, label = stored[wrong[0]]
         raise ValueError(
-            f"the label {labels[wrong[0]]!r} of row {wrong[0]} of split {split!r} is not one of the {len(names)} "
-            f"classes ({len(wrong)} such rows): correct them, or choose a split that has labels"
+            f"the label {label!r} of row {row} of split {split!r} is not one of the {len(names)} classes "
+            f"({len(wrong)} such labels): correct them, or choose a split that has labels"
+        )
+    if len(set(stored)) < len(stored):
+        (row, label), _ = Counter(stored).most_common(1)[0]
+        raise ValueError(
+            f"row {row} of split {split!r} lists the label {label!r} twice: list names or indices, each once"
         )
     return [int(index) for index in indices if index is not None]

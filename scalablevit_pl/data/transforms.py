@@ -180,7 +180,7 @@ class LabelledTransform:
     pixels: Callable[[Image.Image], Tensor]
     draw_patch: PatchDraw | None = None
 
-    def __call__(self, image: Image.Image, label: int | None) -> dict[str, Any]:
+    def __call__(self, image: Image.Image, label: int | Tensor | None) -> dict[str, Any]:
         """Return the sample of an image."""
         sample = {"image": self.pixels(image)} | ({} if self.draw_patch is None else {"patch": self.draw_patch()})
         return sample if label is None else sample | {"label": label}
@@ -200,9 +200,12 @@ class BatchMix:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix images `(B, C, H, W)`, in place if possible, and labels `(B,)` to soft labels `(B, num_classes)`."""
+        """Mix images `(B, C, H, W)`, in place if possible, and labels, `(B,)` or `(B, K)`, to soft labels `(B, K)`."""
         batch = len(images)
         if batch % 2:  # timm mixes the first image with the last and so on, and refuses odd batches: repeat the last
             images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
-        images, soft_labels = self.mixup(images, labels)
+        first_half = torch.arange(len(images), device=images.device) < len(images) // 2
+        images, soft_labels = self.mixup(images, first_half if labels.ndim == 2 else labels)
+        if labels.ndim == 2:  # timm returned the shares of an image and of its partner, from the other half
+            soft_labels = soft_labels[-1, :1] * labels + soft_labels[-1, 1:2] * labels.flip(0)
         return images[:batch], soft_labels[:batch]

@@ -130,6 +130,8 @@ class Examination:
             self.task = self.fit.build("model").model
             yield Finding("ok", "network", f"{self.parameters:,} parameters")
         check_data(self.datamodule, self.task, self.start.record, self.fit.classes_option)
+        if hasattr(self.task, "check_data"):
+            self.task.check_data(self.datamodule, "fit")
 
     @property
     def processes(self) -> int:
@@ -140,7 +142,8 @@ class Examination:
         """Load a training batch, or make one up if the datamodule can do that without data."""
         example = getattr(self.datamodule, "example_batch", None)
         if example is not None:
-            self.batch = example(getattr(self.task, "num_classes", None) or 2)
+            classes = getattr(self.task, "num_classes", None) or 2
+            self.batch = example(classes, multi_label=getattr(self.task, "multi_label", False))
         elif self.data.examinable:
             batch = next(iter(self.datamodule.train_dataloader()))
             self.batch = self.datamodule.on_before_batch_transfer(batch, 0)

@@ -149,6 +149,7 @@ class ImageClassifier(PretrainedNetwork):
 
     def annotate(self, description: "Description", labels: bool = True) -> None:
         """Set preprocessing and, with `labels`, class names in `pretrained_cfg` to those of a description."""
+        self.multi_label = labels and description.multi_label
         cfg, names = dict(description.pretrained_cfg), description.class_names
         if not cfg and description.preprocessing is not None:
             cfg = timm_entries(description.preprocessing, self.in_chans)
@@ -173,8 +174,8 @@ class ImageClassifier(PretrainedNetwork):
             batch_size: Images that go through the network at a time.
 
         Returns:
-            For each image its most probable labels with their probabilities, the most probable first. Without class
-            names a label is the class's index.
+            For each image its most probable labels with their probabilities, the most probable first; with
+            `multi_label` these do not sum to 1. Without class names a label is the class's index.
 
         Raises:
             ValueError: If an image cannot be read, or a number is below 1.
@@ -184,7 +185,8 @@ class ImageClassifier(PretrainedNetwork):
         names = self.class_names or [str(index) for index in range(self.num_classes)]
         predictions = []
         for logits in self._outputs(images, batch_size):
-            top = logits.float().softmax(dim=1).topk(min(top_k, self.num_classes))
+            every = logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=1)
+            top = every.topk(min(top_k, self.num_classes))
             for probabilities, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                 predictions.append([(names[i], p) for i, p in zip(indices, probabilities, strict=True)])
         return predictions
@@ -286,7 +288,7 @@ class ImageClassifier(PretrainedNetwork):
         # There may be no last layer, and after pruning no head at all.
         nearest = next(chain(self.head.fc.parameters(), self.head.parameters(), self.parameters()))
         self.head.reset(num_classes, global_pool, nearest)
-        self.num_classes = num_classes
+        self.num_classes, self.multi_label = num_classes, False
         self.pretrained_cfg = {key: value for key, value in self.pretrained_cfg.items() if key != "label_names"}
         self.default_cfg = self.pretrained_cfg
         # A new dictionary: the old one may already be part of a record.

@@ -41,6 +41,7 @@ class PretrainedNetwork(nn.Module):
         num_classes: Number of classes.
         in_chans: Channels of the images.
         class_names: Names of the classes, or None if unknown.
+        multi_label: Whether an image has any number of classes; a task sets it.
         preprocessing: Transform of the images, or None if unknown.
     """
 
@@ -52,6 +53,7 @@ class PretrainedNetwork(nn.Module):
     num_classes: int
     in_chans: int = 3
     class_names: list[str] | None = None
+    multi_label: bool = False
     preprocessing: Any = None
 
     @classmethod
@@ -111,7 +113,7 @@ class PretrainedNetwork(nn.Module):
 
     def annotate(self, description: "Description", labels: bool = True) -> None:
         """Set preprocessing and, with `labels`, class names to those of a description."""
-        self.preprocessing = description.preprocessing
+        self.preprocessing, self.multi_label = description.preprocessing, labels and description.multi_label
         self.class_names = description.class_names if labels else None
 
     def describe(self) -> "Description":
@@ -124,9 +126,8 @@ class PretrainedNetwork(nn.Module):
 
         if not self.config:
             raise ValueError("a pruned network has no description from which it could be rebuilt: save the whole one")
-        return Description(
-            self.task, self.config, self.class_names, self.preprocessing, network_class=network_class(self)
-        )
+        values: Any = {"network_class": network_class(self), "multi_label": self.multi_label}
+        return Description(self.task, self.config, self.class_names, self.preprocessing, **values)
 
     def save_pretrained(self, save_directory: str | Path, *, license: str | None = None) -> None:  # noqa: A002
         """Write `model.safetensors`, `config.json` and the card `README.md` into a folder.

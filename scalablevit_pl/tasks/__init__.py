@@ -1,10 +1,10 @@
 """Tasks as Lightning modules."""
 
 from scalablevit_pl.tasks.base import BaseTask
-from scalablevit_pl.tasks.classification import ClassificationTask
+from scalablevit_pl.tasks.classification import ClassificationTask, MultiLabelTask
 from scalablevit_pl.tasks.report import MetricInfo, Report, ReportData
 
 # Tasks of this package by the Hub's name.
 TASKS: dict[str, type[ClassificationTask]] = {"image-classification": ClassificationTask}
 
-__all__ = ["TASKS", "BaseTask", "ClassificationTask", "MetricInfo", "Report", "ReportData"]
+__all__ = ["TASKS", "BaseTask", "ClassificationTask", "MetricInfo", "MultiLabelTask", "Report", "ReportData"]

@@ -1,6 +1,7 @@
 """Predictions of a classifier as a table, a confusion matrix and a picture of some images."""
 
 import csv
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ SHOWN = 40  # images in the picture
 
 
 class ClassificationReport(Report):
-    """Write `predictions.csv` and, unless `predict` states that there are no labels, two pictures."""
+    """Write `predictions.csv` and, unless `predict` states that no image has one label, two pictures."""
 
     def __init__(self, data: ReportData, predict: bool) -> None:
         super().__init__(data)
@@ -44,7 +45,13 @@ class ClassificationReport(Report):
         labels = batch["label"].tolist() if "label" in batch else [None] * len(values)
         columns = (batch["index"].tolist(), batch["path"], labels, classes.tolist(), values.tolist())
         for index, path, label, top, probability in zip(*columns, strict=True):
-            row = {"index": index, "path": path, "label": "" if label is None else names[label]}
+            if isinstance(label, list):  # zeros and ones
+                named = json.dumps(
+                    [name for name, there in zip(names, label, strict=True) if there], ensure_ascii=False
+                )
+            else:
+                named = "" if label is None else names[label]
+            row = {"index": index, "path": path, "label": named}
             for rank, (name, value) in enumerate(zip(top, probability, strict=True), start=1):
                 row |= {f"label_{rank}": names[name], f"probability_{rank}": f"{value:.6f}"}
             self.rows[index] = row
@@ -61,8 +68,10 @@ class ClassificationReport(Report):
             self.images = gather_by_index(self.images)
 
     def write(self, folder: Path, title: str) -> None:
-        """Write `predictions.csv`, `predictions.png` and `confusion.png`."""
+        """Write `predictions.csv` and, where each image has one label, `predictions.png` and `confusion.png`."""
         self.write_predictions(folder)
+        if self.predict:
+            return
         index_of = {name: index for index, name in enumerate(self.data.class_names)}
         pairs = Counter((index_of[row["label"]], index_of[row["label_1"]]) for row in self.rows.values())
         names = drawable_names(self.data.class_names)

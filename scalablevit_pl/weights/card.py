@@ -136,6 +136,7 @@ def _slug(dataset: str) -> str:
 def _introduction(description: Description, provenance: Provenance) -> str:
     task = description.task.replace("-", " ")
     kind = "An image classifier" if description.task == CLASSIFICATION else f"A network for {task}"
+    kind += " with any number of labels for each image" if description.multi_label else ""
     name = f" (`{description.config['name']}`)" if "name" in description.config else ""
     architecture = f"with the architecture [ScalableViT](https://arxiv.org/abs/{PAPER}){name}"
     text = f"{kind} {architecture}, made with `scalablevit_pl`.{_labels(description)}"

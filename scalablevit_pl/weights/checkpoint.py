@@ -120,6 +120,7 @@ def _description(record: Mapping[str, Any]) -> Description:
         class_names=checked_names(names, classes),
         preprocessing=read_record(record["preprocessing"]),
         network_class=record.get("network_class"),
+        multi_label=record.get("multi_label") is True,
     )
 
 

@@ -22,6 +22,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
+MULTI_LABEL = {"problem_type": "multi_label_classification"}  # as in the files of transformers
 SCHEMA = 2  # 1 had no `task` and was for classifiers alone
 ALIGNMENT = 64  # bytes, of the memory that torch allocates
 # Entries of timm's description of a network that concern its images, and all that a file holds.
@@ -98,6 +99,7 @@ def describe(description: Description) -> dict[str, Any]:
         "architecture": config.get("name") or description.network_class,
     }
     content |= {"num_classes": config["num_classes"]} if "num_classes" in config else {}
+    content |= MULTI_LABEL if description.multi_label else {}
     labels = {} if names is None else {"label_names": names}
     if description.task != CLASSIFICATION or description.network_class is not None:
         content |= labels | {"network_class": description.network_class, "config": config}
@@ -149,6 +151,7 @@ def read_description(folder: Path) -> Description:
             class_names=_read_labels(content),
             preprocessing=read_record(_entry(content, "preprocessing", dict)) if content.get("preprocessing") else None,
             network_class=content.get("network_class") and _entry(content, "network_class", str),
+            multi_label=content.items() >= MULTI_LABEL.items(),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -204,7 +207,8 @@ def _read_classifier(content: Mapping[str, Any]) -> Description:
     defaults = Preprocessing()
     size = {"input_size": (3, defaults.input_size, defaults.input_size)}
     preprocessing = read_preprocessing(defaults.to_dict() | size | cfg, config["backbone"].get("in_channels", 3))
-    return Description(CLASSIFICATION, config, names, preprocessing, cfg)
+    multi_label = content.items() >= MULTI_LABEL.items()
+    return Description(CLASSIFICATION, config, names, preprocessing, cfg, multi_label=multi_label)
 
 
 def _read_labels(content: Mapping[str, Any]) -> list[str] | None:

@@ -24,6 +24,7 @@ class Description:
     preprocessing: Any | None = None
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)  # further entries in timm's names, of classifiers
     network_class: str | None = None  # import path of a network of another package; it is shown, never imported
+    multi_label: bool = False  # whether an image has any number of classes: probabilities are sigmoids of the logits
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,15 @@ import pytest
 import torch
 from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels
 from PIL import Image
-from small_tasks import calibration_error
+from small_tasks import calibration_error, mean_average_precision
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 ROOT = Path(__file__).parents[2]
+
+
+def tags_of(count: int) -> list[list[int]]:
+    """List the classes of each image: none, one or several; the last class has no images."""
+    return [[tag for tag in range(CLASSES - 1) if (index * index + tag) % 3 == 1] for index in range(count)]
 
 
 def make_split(count: int) -> tuple[list[Image.Image], list[int]]:
@@ -30,12 +35,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all processes, next to the data."""
     folder = tmp_path_factory.mktemp("evaluation")
     names = [f"class {index}" for index in range(CLASSES)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    label = datasets.ClassLabel(names=names)
+    features = datasets.Features({"image": datasets.Image(), "label": label, "tags": datasets.List(label)})
     for count in COUNTS:
         images, labels = make_split(count)
         (folder / f"data_{count}").mkdir()
         for split in ("train", "test"):
-            rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+            columns = {"image": images, "label": labels, "tags": tags_of(count)}
+            rows = datasets.Dataset.from_dict(columns, features=features)
             rows.to_parquet(folder / f"data_{count}" / f"{split}-00000-of-00001.parquet")
     script = ROOT / "tests/evaluation_processes.py"
     environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -82,6 +89,29 @@ def test_metrics_are_those_of_a_loop_on_any_number_of_processes(count: int, fold
             result = json.loads((folder / f"result_{world}_{rank}.json").read_text())
             for batch_size in BATCHES:
                 assert result[f"validate {count} {batch_size}"] == expected, (world, rank, batch_size)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_metrics_of_several_labels_are_those_of_loops_on_any_number_of_processes(count: int, folder: Path) -> None:
+    logits, _ = logits_of(count)
+    truth = [[tag in tags for tag in range(CLASSES)] for tags in tags_of(count)]
+    losses, scores = [], []
+    for row, present in zip(logits.tolist(), truth, strict=True):
+        losses += [np.log1p(np.exp(-value if there else value)) for value, there in zip(row, present, strict=True)]
+    for place in range(CLASSES):
+        found, real = [row[place] > 0.0 for row in logits.tolist()], [row[place] for row in truth]
+        both = sum(a and b for a, b in zip(found, real, strict=True))
+        scores.append(2 * both / max(sum(found) + sum(real), 1))
+    expected = {
+        "val/loss": pytest.approx(sum(losses) / len(losses), rel=1e-6),
+        "val/map": pytest.approx(mean_average_precision(logits.tolist(), truth), rel=1e-6),
+        "val/f1": pytest.approx(sum(scores) / CLASSES, rel=1e-6),
+        "val/samples": count,
+    }
+    for world in WORLDS:
+        for rank in range(world):
+            result = json.loads((folder / f"result_{world}_{rank}.json").read_text())
+            assert result[f"tags {count}"] == expected, (world, rank)
 
 
 def test_a_fit_with_batch_norm_validates_on_all_processes(folder: Path) -> None:

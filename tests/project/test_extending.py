@@ -13,7 +13,9 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from small_tasks import mean_average_precision
 
+from scalablevit_pl import from_pretrained
 from scalablevit_pl.commands.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -79,22 +81,29 @@ def test_several_labels_for_an_image(work: Path) -> None:
     rows = read_csv(work / "runs/tagged/predictions.csv")
     probabilities = [[float(row[f"probability_{rank}"]) for rank in (1, 2, 3)] for row in rows]
     names = [[row[f"label_{rank}"] for rank in (1, 2, 3)] for row in rows]
-    truth = [set(), {"sun"}, {"sea", "sun"}, {"fog"}] * 2
-    precisions = []
-    for name in ("fog", "sea", "sun"):
-        scores = [row[order.index(name)] for row, order in zip(probabilities, names, strict=True)]
-        precisions.append(average_precision(scores, [name in labels for labels in truth]))
-    assert tested["test/map"] == pytest.approx(sum(precisions) / 3, abs=1e-5)
-
-
-def average_precision(scores: list[float], right: list[bool]) -> float:
-    """Sum precision times the step of recall over the thresholds, from the highest score down."""
-    total, before = 0.0, 0.0
-    for threshold in sorted(set(scores), reverse=True):
-        found = [hit for score, hit in zip(scores, right, strict=True) if score >= threshold]
-        recall = sum(found) / sum(right)
-        total, before = total + (recall - before) * sum(found) / len(found), recall
-    return total
+    truth = [[], ["sun"], ["sea", "sun"], ["fog"]] * 2
+    assert [json.loads(row["label"]) for row in rows] == truth
+    classes = ("fog", "sea", "sun")
+    scores = [[row[order.index(name)] for name in classes] for row, order in zip(probabilities, names, strict=True)]
+    expected = mean_average_precision(scores, [[name in labels for name in classes] for labels in truth])
+    assert tested["test/map"] == pytest.approx(expected, abs=1e-5)
+    assert main(["export", "runs/tagged", "tagged.model"]) == 0
+    assert json.loads((work / "tagged.model/config.json").read_text())["problem_type"] == "multi_label_classification"
+    image = datasets.load_dataset("tagged", split="test")[1]["image"]
+    image.save(work / "second.png")
+    ((*found,),) = from_pretrained("tagged.model").predict("second.png")
+    own = dict(zip(names[1], probabilities[1], strict=True))
+    assert dict(found) == pytest.approx(own, abs=1e-5)
+    for weights in ("runs/tagged", "tagged.model"):
+        out = work / "second.csv"
+        assert main(["predict", "second.png", "--weights", weights, "--out", str(out), "--accelerator", "cpu"]) == 0
+        (row,) = read_csv(out)
+        assert {row[f"label_{rank}"]: float(row[f"probability_{rank}"]) for rank in (1, 2, 3)} == pytest.approx(
+            own, abs=1e-5
+        )
+    assert main(["predict", "--run", "tagged", *QUIET]) == 0
+    assert main(["doctor", "--config", "tagged.yaml", "--seconds", "0.1"]) == 0
+    assert main(["fit", "--config", "tagged.yaml", "--model", "scalablevit_pl.tasks.ClassificationTask", *QUIET]) == 2
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,5 +1,6 @@
 """Sums over the samples of an evaluation, the same on any number of processes."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -7,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs lack float64
 
@@ -80,6 +83,24 @@ class SampleAverages(SampleSums):
         """Return `loss` and `topK` for each K."""
         accuracies = zip(self.tops, self.hits / self.samples, strict=True)
         return {"loss": self.losses / self.samples, **{f"top{top}": value for top, value in accuracies}}
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Mean of the average precisions of the classes that have samples."""
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather probabilities and labels `(B, K)` of all processes."""
+        # From a process without samples, torchmetrics would gather a tensor of another shape and type.
+        empty = torch.empty(0, self.num_labels, dtype=torch.long, device=self.device)
+        self.preds.append(empty.float())
+        self.target.append(empty)
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Return the mean."""
+        with warnings.catch_warnings(action="ignore"):  # about classes without samples
+            precisions = super().compute()
+        return precisions[dim_zero_cat(self.target).any(dim=0)].mean()
 
 
 def gather_sums(metric: Any, all_gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def test_checkpoints_carry_what_it_takes_to_use_the_network(tmp_path: Path) -> N
     record.on_save_checkpoint(make_trainer(), make_module(network=network), checkpoint)
     own = {"schema": 1, "network": network.config, "config": config, "command": "scalablevit fit"}
     own |= {"batch": 3, "batches_per_epoch": 10, "metrics": METRICS}
-    own |= {"task": "image-classification", "network_class": None}
+    own |= {"task": "image-classification", "network_class": None, "multi_label": False}
     assert checkpoint["scalablevit_pl"] == STORED | own
     torch.save(checkpoint, tmp_path / "x.ckpt")
     assert torch.load(tmp_path / "x.ckpt", weights_only=True) == checkpoint

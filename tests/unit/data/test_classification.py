@@ -90,6 +90,42 @@ def test_a_balanced_sampler_draws_each_class_equally_often(make_parquet: MakeFil
     assert batch["label"].tolist() == [labels[index] for index in batch["index"].tolist()]
 
 
+def write_tags(folder: Path, rows: int = 12) -> Path:
+    """Write images with lists of two of four classes, one of which has no images."""
+    names = datasets.ClassLabel(names=["fog", "owl", "sea", "sun"])
+    features = datasets.Features({"image": datasets.Image(), "tags": datasets.List(names)})
+    images = [Image.new("RGB", (9, 9), (20 * row, 0, 0)) for row in range(rows)]
+    table = datasets.Dataset.from_dict({"image": images, "tags": [[[], [3], [2, 0]][row % 3] for row in range(rows)]})
+    for split in ("train", "test"):
+        table.cast(features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_lists_of_labels_become_zeros_and_ones(tmp_path: Path) -> None:
+    data = make_data(write_tags(tmp_path), val_split="test")
+    assert data.class_names == ["fog", "owl", "sea", "sun"]
+    (first, *_) = data.val_dataloader()
+    assert first["label"].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert first["label"].dtype == torch.float32
+    assert data.example_batch(4, multi_label=True)["label"].sum(1).tolist() == [1.0] * 4
+
+
+def test_lists_of_labels_are_streamed_and_mixed(tmp_path: Path) -> None:
+    mixing = Augmentation(auto_augment=None, random_erasing=0.0, cutmix=0.0)
+    options = {"val_split": "test", "streaming": True, "augmentation": mixing, "trainer": make_trainer()}
+    data = make_data(write_tags(tmp_path), **options)
+    batch = next(iter(data.train_dataloader()))
+    labels = batch["label"].clone()
+    mixed = data.on_after_batch_transfer(batch, 0)["label"]
+    share = (mixed - labels.flip(0)).norm() / (labels - labels.flip(0)).norm()
+    torch.testing.assert_close(mixed, share * labels + (1 - share) * labels.flip(0))
+
+
+def test_lists_of_labels_cannot_be_balanced(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="balanced only with one label for each image"):
+        make_data(write_tags(tmp_path), sampler="balanced").train_dataloader()
+
+
 def test_a_balanced_sampler_of_a_stream_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sampler='balanced' needs all labels, .*: set --data.streaming false"):
         ClassificationDataModule("photos", sampler="balanced", streaming=True)

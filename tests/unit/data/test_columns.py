@@ -105,15 +105,53 @@ def test_names_in_another_unicode_form_become_indices() -> None:
     ids=["minus one", "too large", "no number", "other name", "no name", "hidden label"],
 )
 def test_the_first_row_with_an_invalid_label_is_named(labels: list[Any], feature: Any, label: str) -> None:
-    message = rf"the label {label} of row 2 of split 'val' is not one of the 2 classes \(2 such rows\)"
+    message = rf"the label {label} of row 2 of split 'val' is not one of the 2 classes \(2 such labels\)"
     with pytest.raises(ValueError, match=message):
         label_indices(rows_of(labels, feature), "label", ["cat", "dog"], "val")
 
 
-def test_lists_of_labels_are_rejected() -> None:
-    rows = datasets.Dataset.from_dict({"label": [[0, 1], [1]]})
-    with pytest.raises(ValueError, match="expected class names or whole numbers"):
-        find_class_names(datasets.DatasetDict(train=rows), "label", "train")
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([["dog", "cat"], [], ["dog"]], datasets.List(TEXT)),
+        ([[1, 0], [], [1]], datasets.List(NAMES)),
+        ([[1, 0], [], [1]], datasets.LargeList(NAMES)),
+    ],
+    ids=["names", "declared", "large"],
+)
+def test_lists_of_labels_become_indices_in_order(labels: list[Any], feature: Any) -> None:
+    rows = rows_of(labels, feature)
+    assert find_class_names(datasets.DatasetDict(train=rows), "label", "train") == ["cat", "dog"]
+    assert label_indices(rows, "label", ["cat", "dog"], "train") == [1, 0, 1]
+
+
+def test_whole_numbers_in_lists_are_their_own_indices() -> None:
+    rows = rows_of([[3], [], [0, 1]])
+    assert find_class_names(datasets.DatasetDict(train=rows), "label", "train") == ["0", "1", "2", "3"]
+
+
+def test_lists_are_found_after_single_labels() -> None:
+    features = {"image": IMAGE, "kind": NAMES, "parts": datasets.List(NAMES), "labels": TEXT}
+    assert find_label_column(datasets.Features(features), None) == "kind"
+    del features["kind"]
+    assert find_label_column(datasets.Features(features), None) == "parts"
+    del features["parts"]
+    assert find_label_column(datasets.Features(features), None) == "labels"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["cat"], None], "the label None of row 1"),
+        ([["cat"], ["dog", "owl"]], "the label 'owl' of row 1"),
+        ([["cat"], ["dog", "dog"]], "row 1 of split 'val' lists the label 'dog' twice"),
+        ([[0, 1, 0], [1, 0, 0]], "row 0 of split 'val' lists the label 0 twice"),
+    ],
+    ids=["no list", "other name", "repeated", "zeros and ones"],
+)
+def test_invalid_lists_of_labels_are_named(labels: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label_indices(rows_of(labels), "label", ["cat", "dog"], "val")
 
 
 def test_a_named_image_column_may_contain_encoded_bytes_but_not_labels() -> None:

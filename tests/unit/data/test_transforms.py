@@ -20,6 +20,7 @@ from scalablevit_pl.data.transforms import (
     train_transform,
 )
 from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.randomness import seeded
 
 CLASSES = 10
 
@@ -197,6 +198,20 @@ def test_mixup_mixes_images_and_labels_with_the_same_weights(batch: int) -> None
             assert torch.allclose(new_images[own], expected, atol=1e-6)
             shares.append(share)
     assert batch == 1 or 0.0 < min(shares) < max(shares) < 1.0
+
+
+@pytest.mark.parametrize("batch", [1, 6, 7])
+@pytest.mark.parametrize("augmentation", [Augmentation(mixup=0.8, cutmix=0.0), Augmentation(mixup=0.0, cutmix=1.0)])
+def test_labels_of_several_classes_are_mixed_as_single_ones(augmentation: Augmentation, batch: int) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    images, single = torch.rand(batch, 3, 8, 8, generator=generator), torch.arange(batch)
+    several = torch.randint(2, (batch, 5), generator=generator).float()
+    with seeded(3):
+        expected_images, weights = BatchMix(augmentation, max(batch, 2))(images.clone(), single)
+    with seeded(3):
+        mixed_images, labels = BatchMix(augmentation, 5)(images.clone(), several)
+    assert torch.equal(mixed_images, expected_images)
+    torch.testing.assert_close(labels, weights[:, :batch] @ several)
 
 
 @pytest.mark.parametrize("batch", [6, 7])

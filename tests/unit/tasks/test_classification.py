@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -17,12 +17,13 @@ from small_tasks import (
     calibration_error,
     log_probabilities,
     make_samples,
+    mean_average_precision,
 )
 from torch import nn
 from torch.utils.data import DataLoader
 
 from scalablevit_pl.explanation import explain
-from scalablevit_pl.tasks import ClassificationTask, ReportData
+from scalablevit_pl.tasks import ClassificationTask, MultiLabelTask, ReportData
 from scalablevit_pl.tasks.classification_report import ClassificationReport
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -277,3 +278,101 @@ def test_a_network_without_a_valid_number_of_classes_is_refused(num_classes: Any
 def test_a_smoothing_out_of_range_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match=f"label_smoothing must be at least 0 and below 1, got {smoothing}"):
         ClassificationTask(Scores(), label_smoothing=smoothing)
+
+
+# Class weights from the data.
+
+
+class Counted(pl.LightningDataModule):
+    """Samples whose labels are known, as a datamodule of this package knows them."""
+
+    class_names: ClassVar = [f"class {index}" for index in range(CLASSES)]
+
+    def __init__(self, samples: Samples) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def training_labels(self) -> torch.Tensor:
+        return torch.tensor(labels_of(self.samples))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, batch_size=4)
+
+
+def test_balanced_class_weights_have_the_mean_one(make_trainer: MakeTrainer) -> None:
+    samples = make_samples(40)
+    labels = labels_of(samples)
+    weights = [40 / (CLASSES * labels.count(label)) for label in range(CLASSES)]
+    assert sum(weights[label] for label in labels) == pytest.approx(40)
+    losses = -log_probabilities(samples)[range(40), labels] * torch.tensor([weights[label] for label in labels])
+    recorder, trainer = Recorder(), make_trainer(enable_checkpointing=False)
+    trainer.callbacks.append(recorder)
+    task = ClassificationTask(Scores(), **STILL, class_weights="balanced", label_smoothing=0.0)
+    trainer.fit(task, datamodule=Counted(samples))
+    assert recorder.losses == pytest.approx([part.mean().item() for part in losses.split(4)], rel=1e-5)
+    resumed = ClassificationTask(Scores(), class_weights="balanced")
+    resumed.load_state_dict(task.state_dict())
+    assert resumed.criterion.weight.tolist() == pytest.approx(weights)
+
+
+def test_balanced_class_weights_need_images_of_each_class_and_a_datamodule(make_trainer: MakeTrainer) -> None:
+    task = ClassificationTask(Scores(), class_weights="balanced")
+    samples = [sample | {"label": index % 5} for index, sample in enumerate(make_samples(8))]
+    with pytest.raises(ValueError, match=r"no training image of 'class 5': add some, or give numbers$"):
+        make_trainer().fit(task, datamodule=Counted(samples))
+    with pytest.raises(ValueError, match=r"needs a BaseDataModule: give a number for each class$"):
+        make_trainer().fit(task, DataLoader(samples))
+    make_trainer().test(task, DataLoader(samples), verbose=False)
+
+
+# Any number of classes for an image.
+
+
+def tagged(count: int) -> Samples:
+    """Draw images with any number of classes each; the last class has none."""
+    labels = torch.randint(2, (count, CLASSES), generator=torch.Generator().manual_seed(count)).float()
+    labels[:, -1] = 0.0
+    return [sample | {"label": label} for sample, label in zip(make_samples(count), labels, strict=True)]
+
+
+def test_metrics_of_several_labels_are_those_of_loops(make_trainer: MakeTrainer) -> None:
+    samples = tagged(11)
+    samples[3]["image"] = samples[4]["image"]  # equal scores
+    logits = torch.stack([sample["image"].flatten() for sample in samples]).double()
+    labels = torch.stack([sample["label"] for sample in samples]).double()
+    (metrics,) = make_trainer().test(MultiLabelTask(Scores()), DataLoader(samples, batch_size=4), verbose=False)
+    losses = labels * (-logits).exp().log1p() + (1.0 - labels) * logits.exp().log1p()
+    found, both = (logits > 0.0).double(), ((logits > 0.0) & (labels > 0.0)).sum(0)
+    assert metrics == {
+        "test/loss": pytest.approx(losses.mean().item(), rel=1e-6),
+        "test/map": pytest.approx(mean_average_precision(logits.tolist(), labels.bool().tolist()), rel=1e-6),
+        "test/f1": pytest.approx((2 * both / (found.sum(0) + labels.sum(0))).mean().item(), rel=1e-6),
+        "test/samples": 11,
+    }
+
+
+def test_training_with_several_labels(make_trainer: MakeTrainer) -> None:
+    samples, recorder = tagged(8), Recorder()
+    trainer = make_trainer(callbacks=[recorder])
+    trainer.fit(MultiLabelTask(Scores(), **STILL), DataLoader(samples, batch_size=4))
+    logits = torch.stack([sample["image"].flatten() for sample in samples]).double()
+    labels = torch.stack([sample["label"] for sample in samples]).double()
+    losses = labels * (-logits).exp().log1p() + (1.0 - labels) * logits.exp().log1p()
+    assert recorder.losses == pytest.approx([part.mean().item() for part in losses.split(4)], rel=1e-6)
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(losses.mean().item(), rel=1e-6)
+    assert 0.0 < trainer.callback_metrics["train/f1"].item() < 1.0
+
+
+def test_flip_is_the_mean_of_the_probabilities_of_each_class(make_trainer: MakeTrainer) -> None:
+    images = torch.randn(8, CLASSES, 1, 2, generator=torch.Generator().manual_seed(2))
+    mean = (images[:, :, 0, 0].double().sigmoid() + images[:, :, 0, 1].double().sigmoid()) / 2.0
+    predicted = make_trainer().predict(MultiLabelTask(Sided(), tta="flip"), DataLoader([{"image": x} for x in images]))
+    torch.testing.assert_close(torch.cat(predicted).double(), mean, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("task", "other"), [(ClassificationTask, "MultiLabel"), (MultiLabelTask, "Classification")])
+def test_labels_of_the_other_kind_are_refused(task: Any, other: str, make_trainer: MakeTrainer) -> None:
+    data = Counted(make_samples(8))
+    data.multi_label = task is ClassificationTask  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=rf"{task.__name__} is not for that: set --model .*tasks.{other}Task$"):
+        make_trainer().fit(task(Scores()), datamodule=data)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def make_report(names: list[str], samples: int = 10, predict: bool = True) -> Cl
 def make_batch(indices: list[int], labels: list[int] | None = None) -> dict[str, Any]:
     batch: dict[str, Any] = {"index": torch.tensor(indices), "path": [f"{index}.jpg" for index in indices]}
     return batch if labels is None else batch | {"label": torch.tensor(labels)}
+
+
+def test_several_labels_are_a_list_in_json() -> None:
+    report = make_report(STRANGE)
+    batch = make_batch([0, 1]) | {"label": torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 0.0], [0.0] * 6])}
+    report.add(batch, random_probabilities(2, 6))
+    assert [json.loads(row["label"]) for row in table(report)] == [[STRANGE[1], STRANGE[3]], []]
 
 
 def random_probabilities(count: int, classes: int = 10) -> Tensor:
