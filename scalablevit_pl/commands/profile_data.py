@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from scalablevit_pl.commands.arguments import OptionParser
 from scalablevit_pl.commands.profile import check_json, list_of, whole_number, write_record
 from scalablevit_pl.data import BaseDataModule
@@ -35,6 +37,7 @@ def profile_data(options: list[str]) -> None:
         builders = loader_builders(datamodule, images, Path(folder))
         for workers in own.workers:  # fail before the first measurement
             builders["ours"](workers)
+        torch.set_num_threads(1)  # as in a loader process
         rates = {workers: compare(builders, workers, own.rounds, own.seconds) for workers in own.workers}
         stages = time_stages(datamodule, own.rounds)
         sizes = [len(image.read()) for image, _ in images]

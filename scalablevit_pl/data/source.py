@@ -4,7 +4,6 @@ import glob
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import datasets
 import pyarrow
@@ -15,14 +14,13 @@ from scalablevit_pl.data.repository import SHARD, check_shards, fetch_shards, fi
 from scalablevit_pl.data.samples.scenes import load_scenes
 from scalablevit_pl.data.splits import split_named
 from scalablevit_pl.text import one_line
-from scalablevit_pl.weights.hub.client import HubError
+from scalablevit_pl.weights.hub.client import HubError, Result
 
 SAMPLES = Path(__file__).parent / "samples"
 SCENES = SAMPLES / "fashion_scenes_sample"
 
 Wanted = Callable[[Collection[str]], Collection[str]]
 FolderReader = Callable[[Path], datasets.DatasetDict]
-Result = TypeVar("Result")
 
 
 def find_revision(dataset: str, revision: str | None, ask: bool = True) -> str | None:

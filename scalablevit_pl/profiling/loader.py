@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -22,7 +21,7 @@ from scalablevit_pl.data.worker import spare_worker
 from scalablevit_pl.preprocessing import decode_image
 from scalablevit_pl.profiling.report import environment, processor
 from scalablevit_pl.profiling.timing import Spread, core_count, measure_throughput
-from scalablevit_pl.randomness import preserved, seed_generators
+from scalablevit_pl.randomness import seed_generators
 from scalablevit_pl.text import aligned
 
 STAGES = ("read", "decode", "crop", "augment", "collate", "transfer")
@@ -105,39 +104,22 @@ def compare(builders: Mapping[str, Builder], workers: int, rounds: int, seconds:
         loaders = [(name, build(workers)) for name, build in builders.items()]
         # The order alternates, since the first may find the machine idle.
         for name, loader in loaders if number % 2 else reversed(loaders):
-            with _one_thread():
-                rates[name].append(measure_throughput(loader, seconds))
+            rates[name].append(measure_throughput(loader, seconds))
     if "theirs" in rates:
         rates["ratio"] = [ours / theirs for ours, theirs in zip(rates["ours"], rates["theirs"], strict=True)]
     return {name: Spread.of(values) for name, values in rates.items()}
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit torch to one thread, as in a loader process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def time_stages(datamodule: BaseDataModule, rounds: int) -> dict[str, Spread]:
-    """Measure the seconds per image of each stage of the train loader, in one thread.
+    """Measure the seconds per image of each stage of the train loader, in this process.
 
     `read` loads the stored bytes, `decode` decodes image and target, `crop` crops and resizes (all of a transform that
     is not timm's), `augment` seeds and augments, `collate` makes a batch of bytes, and `transfer` copies it to the GPU,
     if there is one, and normalizes and augments it there.
     """
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for number in range(rounds + 1):
-        with _one_thread(), preserved():
-            spent = _time_batch(datamodule, number)
-        if number > 0:  # the first round warms up
-            for stage, seconds in spent.items():
-                times[stage].append(seconds)
-    return {stage: Spread.of(values) for stage, values in times.items()}
+    _time_batch(datamodule, 0)  # warms up
+    spent = [_time_batch(datamodule, number) for number in range(1, rounds + 1)]
+    return {stage: Spread.of([seconds[stage] for seconds in spent]) for stage in STAGES}
 
 
 class _StageClock:

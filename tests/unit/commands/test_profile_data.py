@@ -2,11 +2,13 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 from loading_data import make_images
 from PIL import Image
 
@@ -19,11 +21,14 @@ QUICK = ["--config", "recipes/quickstart.yaml", "--workers=0", "--seconds=0.05",
 
 
 @pytest.fixture(autouse=True)
-def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setattr(sys, "argv", ["scalablevit"])
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def run(*words: str) -> int:
@@ -101,15 +106,19 @@ def test_an_unreadable_image_is_named_as_in_a_fit(streamed: bool, tmp_path: Path
         run(f"--data.dataset={folder}", f"--data.streaming={str(streamed).lower()}")
 
 
-def test_sigterm_removes_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_use_one_thread_and_sigterm_removes_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
     folder, temporary = make_images(tmp_path / "data", False), tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     before = signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(2)
 
     def stopped(*_: Any) -> None:
         assert list(temporary.iterdir()) != []
+        assert torch.get_num_threads() == 1
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(profile_data, "compare", stopped)
