@@ -1,9 +1,12 @@
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from forked_command import PRELOADED
 from hub_server import HubServer
 
 # Before any test imports torch or datasets: nothing may wait for a network, and two workers share two cores.
@@ -21,6 +24,26 @@ def log() -> Iterator[None]:
     for logger, (level, *rest) in zip(loggers, before, strict=True):
         logger.propagate, logger.handlers, logger.filters = rest
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    cache = tmp_path_factory.mktemp("cache")
+    # The processes that a command starts import a user's modules, which tests have beside them, from this path.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    settings = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **settings}
+
+
+@pytest.fixture(scope="session")
+def forkserver(environment: dict[str, str]) -> Iterator[ForkServerContext]:
+    """Start processes that need not import the package again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        yield context
 
 
 @pytest.fixture

@@ -1,12 +1,6 @@
-"""Evaluate in one to three processes, as `torchrun` starts them, for tests/integration/test_distributed_evaluation.py.
-
-python evaluation_processes.py FOLDER
-"""
+"""Evaluate in one to three processes, for tests/integration/test_distributed_evaluation.py."""
 
 import json
-import os
-import socket
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -15,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -63,11 +56,8 @@ def make_trainer(world: int, **options: Any) -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, **quiet, **options)
 
 
-def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    if world > 1:
-        os.environ |= {name: str(value) for name, value in variables.items()}
+def evaluate(rank: int, world: int, folder: Path) -> None:
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for count in COUNTS:
@@ -93,17 +83,3 @@ def evaluate(rank: int, world: int, folder: Path, port: int) -> None:
     results["fit"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
     torch.save(average.network.state_dict(), folder / f"average_{world}_{rank}.pt")
     (folder / f"result_{world}_{rank}.json").write_text(json.dumps(results))
-
-
-def main(folder: Path) -> None:
-    warnings.simplefilter("ignore")
-    for world in WORLDS:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # Forked, since otherwise each process would import everything again.
-        mp.start_processes(evaluate, (world, folder, port), nprocs=world, start_method="fork")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

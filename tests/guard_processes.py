@@ -1,6 +1,6 @@
 """Train on two processes of which one fails, for tests/unit/callbacks/test_guard.py.
 
-python guard_processes.py loss|rank0
+python guard_processes.py
 """
 
 import os
@@ -41,16 +41,22 @@ def samples(wrong: dict[int, float]) -> list[dict[str, Any]]:
 
 
 class Failing(Line):
-    """Fail on the first process, if asked to."""
+    """Fail on the first process."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        if sys.argv[1] == "rank0" and self.global_rank == 0 and batch_idx == 2:
+        if self.global_rank == 0 and batch_idx == 2:
             raise ValueError("only here")
         return super().training_step(batch, batch_idx)
 
 
-def main(case: str) -> None:
-    values = samples({5: float("inf")} if case == "loss" else {})
+def lose(rank: int, folder: Path) -> None:
+    """Train on two processes, of which the second has an infinite loss."""
+    os.chdir(folder)
+    train(Line(), samples({5: float("inf")}))
+
+
+def train(module: Line, values: list[dict[str, Any]]) -> bool:
+    """Return whether training succeeded, and write the error if it did not."""
     loader = DataLoader(values[int(os.environ.get("LOCAL_RANK", 0)) :: 2], batch_size=2)
     trainer = pl.Trainer(
         use_distributed_sampler=False,
@@ -65,11 +71,12 @@ def main(case: str) -> None:
         enable_model_summary=False,
     )
     try:
-        trainer.fit(Failing(), loader)
+        trainer.fit(module, loader)
     except ValueError as error:
         Path(f"error.{trainer.global_rank}").write_text(str(error))
-        sys.exit(2)
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(0 if train(Failing(), samples({})) else 2)

@@ -1,10 +1,9 @@
 """Learning rates of a resumed training on one or two processes, for tests/unit/tasks/test_fit.py.
 
-Each of two processes imports this file, so it imports little.
+Each of two processes imports this file, so it imports only what those are forked with.
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,7 @@ def trace(folder: Path, processes: int) -> dict[str, Any]:
     return found
 
 
-def in_a_process(rank: int, folder: Path, port: int) -> None:
+def in_a_process(rank: int, folder: Path) -> None:
     """Train as one of two processes that torchrun would have started."""
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-    names |= {"LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {name: str(value) for name, value in names.items()}
     (folder / f"{rank}.json").write_text(json.dumps(trace(folder, 2)))
     torch.distributed.destroy_process_group()

@@ -1,13 +1,12 @@
-import multiprocessing
-import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-from forked_command import PRELOADED, ForkedCommand
+from forked_command import ForkedCommand
 from PIL import Image
 
 from scalablevit_pl.data.source import SAMPLES
@@ -26,27 +25,13 @@ QUICK = [
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("cache")
-    # The processes that a command starts import a user's modules, which tests have beside them, from this path.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    settings = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return {**os.environ, **settings}
-
-
-@pytest.fixture(scope="session")
-def start(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Start the command as a user does, in its own process and folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
 
-        def start(*words: str, cwd: Path, **variables: str) -> ForkedCommand:
-            return ForkedCommand(context, words, cwd, tmp_path_factory.mktemp("streams"), variables)
+    def start(*words: str, cwd: Path, **variables: str) -> ForkedCommand:
+        return ForkedCommand(forkserver, words, cwd, tmp_path_factory.mktemp("streams"), variables)
 
-        yield start
+    return start
 
 
 @pytest.fixture(scope="session")

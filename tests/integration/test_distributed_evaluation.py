@@ -2,21 +2,19 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels
+from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels, evaluate
+from forked_command import run_together
 from PIL import Image
 from small_tasks import calibration_error, mean_average_precision
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-ROOT = Path(__file__).parents[2]
 
 
 def tags_of(count: int) -> list[list[int]]:
@@ -31,7 +29,7 @@ def make_split(count: int) -> tuple[list[Image.Image], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, forkserver: ForkServerContext) -> Path:
     """Results of all processes, next to the data."""
     folder = tmp_path_factory.mktemp("evaluation")
     names = [f"class {index}" for index in range(CLASSES)]
@@ -44,18 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             columns = {"image": images, "label": labels, "tags": tags_of(count)}
             rows = datasets.Dataset.from_dict(columns, features=features)
             rows.to_parquet(folder / f"data_{count}" / f"{split}-00000-of-00001.parquet")
-    script = ROOT / "tests/evaluation_processes.py"
-    environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    # A process that waits for another one indefinitely runs into the time-out.
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for world in WORLDS:
+        run_together(forkserver, evaluate, world, world, folder)
     return folder
 
 

@@ -1,33 +1,30 @@
 import csv
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked_command import ForkedCommand
 from hub_models import REPO, files_in, save_small_model
 from hub_server import HubServer
+from integration.conftest import Start
 
 from scalablevit_pl.commands.main import main
 
-Start = Callable[..., subprocess.Popen[str]]
+HubStart = Callable[..., ForkedCommand]
 
 
 @pytest.fixture
-def start(hub: HubServer, environment: dict[str, str], tmp_path: Path) -> Start:
-    """Start the command as a user does, with its own cache and folder."""
+def start_online(hub: HubServer, start: Start, tmp_path: Path) -> HubStart:
+    """Start the command with its own cache and folder, and with the Hub on loopback."""
     home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    settings = {**environment, **home, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_ada"}
+    settings = {**home, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_ada"}
 
-    def start(*words: str, **changes: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "scalablevit_pl", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=tmp_path, env=settings | changes, **pipes)
+    def start_online(*words: str, **changes: str) -> ForkedCommand:
+        return start(*words, cwd=tmp_path, **settings | changes)
 
-    return start
+    return start_online
 
 
 @pytest.fixture
@@ -35,10 +32,10 @@ def model(tmp_path: Path) -> Path:
     return save_small_model(tmp_path / "model")
 
 
-def output(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return out
+def output(process: ForkedCommand) -> str:
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def assert_one_sentence(status: int, out: str, err: str, *expected: str) -> None:
@@ -50,11 +47,11 @@ def assert_one_sentence(status: int, out: str, err: str, *expected: str) -> None
 
 
 def test_a_model_is_pushed_pulled_and_used(
-    hub: HubServer, start: Start, model: Path, photos: Path, tmp_path: Path
+    hub: HubServer, start_online: HubStart, model: Path, photos: Path, tmp_path: Path
 ) -> None:
     (model / "LICENSE").write_text("words")
     before = files_in(model)
-    told = output(start("push", "model", REPO, "--private"))
+    told = output(start_online("push", "model", REPO, "--private"))
     first = hub.commits(REPO)[0]
     assert told == f"{hub.endpoint}/{REPO}\ncommit {first}\n"
     assert hub.repos[REPO].private
@@ -63,21 +60,25 @@ def test_a_model_is_pushed_pulled_and_used(
     (model / "README.md.old").unlink()  # the backup of the previous card, which is not shared
     second = hub.commit(REPO, files_in(model))
 
-    pulled, info = map(output, [start("pull", REPO, "pulled"), start("info", REPO)])  # both fill the same cache
+    pulled, info = map(
+        output, [start_online("pull", REPO, "pulled"), start_online("info", REPO)]
+    )  # both fill the same cache
     assert [second in pulled, second in info, first in info] == [True, True, False]
     assert all(word in info for word in ("mit", "small", "parameters"))
     assert files_in(tmp_path / "pulled") == files_in(model)
 
     photo = str(photos / "cat" / "test_0.jpg")
-    output(start("predict", "--weights", f"{REPO}@{first}", photo, "--out", "table.csv"))
+    output(start_online("predict", "--weights", f"{REPO}@{first}", photo, "--out", "table.csv"))
     with (tmp_path / "table.csv").open() as table:
         assert next(csv.DictReader(table))["label_1"] == "0"
 
     hub.close()
-    cached, missing = [start("pull", REPO, name, "--revision", name, HF_HUB_OFFLINE="1") for name in ("main", "v1")]
+    cached, missing = [
+        start_online("pull", REPO, name, "--revision", name, HF_HUB_OFFLINE="1") for name in ("main", "v1")
+    ]
     output(cached)
-    out, err = missing.communicate(timeout=600)
-    assert_one_sentence(missing.returncode, out, err, "'ada/vit'", "HF_HUB_OFFLINE")
+    done = missing.wait()
+    assert_one_sentence(done.returncode, done.stdout, done.stderr, "'ada/vit'", "HF_HUB_OFFLINE")
     assert files_in(tmp_path / "main") == files_in(model)
     assert not (tmp_path / "v1").exists()
 
@@ -113,17 +114,17 @@ def test_an_error_is_one_sentence(
     assert not (tmp_path / "pulled").exists()
 
 
-def test_a_killed_pull_leaves_nothing(hub: HubServer, start: Start, model: Path, tmp_path: Path) -> None:
+def test_a_killed_pull_leaves_nothing(hub: HubServer, start_online: HubStart, model: Path, tmp_path: Path) -> None:
     hub.add_repo(REPO)
     hub.commit(REPO, files_in(model))
     hub.fault("hang", "GET /cdn/")
-    process = start("pull", REPO, "pulled")
+    process = start_online("pull", REPO, "pulled")
     while not hub.lines("GET /cdn/"):
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=600)
+    process.kill()
+    process.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model"]
-    output(start("pull", REPO, "pulled"))
+    output(start_online("pull", REPO, "pulled"))
     assert files_in(tmp_path / "pulled") == files_in(model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model", "pulled"]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from finished_runs import assert_equal_runs, read_csv, wait_for
-from forked_command import LONGEST
+from forked_command import LONGEST, ForkedCommand, free_port, group_variables
 from integration.conftest import Run, Start
 
 EPOCH, EPOCHS = 6, 2
@@ -65,10 +64,13 @@ def whole(folder: Path, scalablevit: Run) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_of_two(folder: Path, scalablevit: Run) -> Path:
+def whole_of_two(folder: Path, start: Start) -> Path:
     """An undisturbed run of two processes."""
-    done = scalablevit(*FIT, *TWO, "--trainer.devices=2", "--run=two", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    processes = [
+        start(*FIT, *TWO, "--trainer.devices=2", "--run=two", cwd=folder, **group) for group in group_variables(2)
+    ]
+    ends = [process.wait() for process in processes]
+    assert [end.returncode for end in ends] == [0, 0], ends
     return folder / "runs/two"
 
 
@@ -122,9 +124,7 @@ def test_a_killed_run_of_two_processes_resumes_exactly(
     assert_equal_runs(run, whole_of_two, EPOCH * EPOCHS)
 
 
-def test_a_slurm_job_of_two_tasks_is_requeued_and_continues(
-    whole_of_two: Path, folder: Path, environment: dict[str, str], scalablevit: Run
-) -> None:
+def test_a_slurm_job_of_two_tasks_is_requeued_and_continues(whole_of_two: Path, folder: Path, start: Start) -> None:
     run, tools = folder / "runs/slurm", folder / "tools"
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tools}/calls\n')
@@ -133,22 +133,22 @@ def test_a_slurm_job_of_two_tasks_is_requeued_and_continues(
     job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
     job |= {"SLURM_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_PORT": str(free_port())}
     job |= {"MASTER_ADDR": "127.0.0.1", "PATH": f"{tools}:{os.environ['PATH']}"}
-    # Lightning reads the rank when it is imported, so these processes cannot be forked.
-    command = [sys.executable, "-m", "scalablevit_pl", *words]
-    tasks = [
-        popen(command, folder, environment | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")
-    ]
+
+    def start_tasks() -> list[ForkedCommand]:
+        return [start(*words, cwd=folder, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
+
+    tasks = start_tasks()
     wait_for(run, 3, tasks[0])
     for task in tasks:
         task.send_signal(signal.SIGUSR1)
-    output, _ = (task.communicate(timeout=LONGEST)[0] for task in tasks)
-    assert tasks[0].returncode == 0, output
-    assert "stopped by SIGUSR1 after step" in output
-    assert "job 17 is requeued and will resume" in output
+    first, _ = (task.wait() for task in tasks)
+    assert first.returncode == 0, first.stderr
+    assert "stopped by SIGUSR1 after step" in first.stderr
+    assert "job 17 is requeued and will resume" in first.stderr
     assert (tools / "calls").read_text() == "requeue 17\n"
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < EPOCH * EPOCHS
-    done = scalablevit(*words, cwd=folder)
-    assert "resuming after step" in done.stderr, done.stderr
+    first, _ = (task.wait() for task in start_tasks())
+    assert "resuming after step" in first.stderr, first.stderr
     assert_equal_runs(run, whole_of_two, EPOCH * EPOCHS)
 
 
@@ -190,12 +190,6 @@ def test_two_nodes_train_and_evaluate_as_one(whole_of_two: Path, folder: Path, e
     ends = on_both(*FIT, *TWO, "--resume=auto", f"--trainer.max_epochs={EPOCHS + 1}", runs=("nodes", "elsewhere"))
     assert 0 not in [status for status, _ in ends], ends
     assert any("and a run folder that all nodes share" in output for _, output in ends), ends
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def test_auto_starts_a_run_without_checkpoints(folder: Path, scalablevit: Run) -> None:

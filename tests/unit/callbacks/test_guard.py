@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from guard_processes import Line, samples
+from forked_command import run_together
+from guard_processes import Line, lose, samples
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
@@ -94,16 +96,18 @@ def test_spoilt_weights_are_not_saved(tmp_path: Path) -> None:
     assert saved["state_dict"]["weight"].item() == pytest.approx(after(2))
 
 
-@pytest.mark.parametrize("case", ["loss", pytest.param("rank0", marks=pytest.mark.slow)])
-def test_no_process_waits_for_one_that_has_stopped(case: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_no_process_waits_for_the_first_one_that_has_failed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), case]
+    command = [sys.executable, str(SCRIPT)]
     # A process that waits for the other one would do so for half an hour.
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
-    if case == "rank0":
-        assert (tmp_path / "error.0").read_text() == "only here"
-        return
+    assert (tmp_path / "error.0").read_text() == "only here"
+
+
+def test_no_process_waits_for_one_with_an_infinite_loss(forkserver: ForkServerContext, tmp_path: Path) -> None:
+    run_together(forkserver, lose, 2, tmp_path)
     messages = [(tmp_path / f"error.{rank}").read_text() for rank in range(2)]
     assert messages[0] == messages[1]
     assert "nonfinite.rank1.json records the batch" in messages[0]

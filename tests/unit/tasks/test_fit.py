@@ -4,9 +4,9 @@ import copy
 import json
 import logging
 import math
-import socket
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from forked_command import run_together
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rate_processes import in_a_process, trace
@@ -490,10 +491,7 @@ def test_the_rate_follows_the_formula_before_and_after_a_resume(tmp_path: Path) 
     check_trace(trace(tmp_path, 1), 1)
 
 
-def test_the_rate_follows_the_formula_on_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_a_process, (tmp_path, port), nprocs=2)
+def test_the_rate_follows_the_formula_on_two_processes(forkserver: ForkServerContext, tmp_path: Path) -> None:
+    run_together(forkserver, in_a_process, 2, tmp_path)
     for rank in (0, 1):
         check_trace(json.loads((tmp_path / f"{rank}.json").read_text()), 2)
