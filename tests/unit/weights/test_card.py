@@ -1,5 +1,6 @@
 """The card of a model, as the Hub and people read it."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,13 @@ def classifier(labels: list[str], name: str = "scalablevit_nano", **options: Any
     return annotate(model, labels, PREPROCESSING)
 
 
+@functools.cache
+def subject(labels: tuple[str, ...]) -> CardSubject:
+    return card_subject(classifier(list(labels)))
+
+
 def card(provenance: Provenance = PROVENANCE, labels: tuple[str, ...] = ("cat", "dog"), title: str = "cats") -> str:
-    return write_card(card_subject(classifier(list(labels))), title, provenance)
+    return write_card(subject(labels), title, provenance)
 
 
 def table(text: str, heading: str) -> list[list[str]]:
