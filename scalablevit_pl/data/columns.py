@@ -84,8 +84,9 @@ def find_class_names(splits: datasets.DatasetDict, column: str, train_split: str
 def _stored_labels(rows: datasets.Dataset, column: str) -> list[tuple[int, Any]]:
     """Return the labels of all rows with the numbers of their rows; a missing label or list is None."""
     stored = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    lists = ([labels] if labels is None or item_type(rows.features[column]) is None else labels for labels in stored)
-    return [(row, label) for row, labels in enumerate(lists) for label in labels]
+    if item_type(rows.features[column]) is None:
+        return list(enumerate(stored))
+    return [(row, label) for row, labels in enumerate(stored) for label in ([None] if labels is None else labels)]
 
 
 def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: str) -> list[int]:
@@ -105,7 +106,7 @@ def label_indices(rows: datasets.Dataset, column: str, names: list[str], split: 
             f"the label {label!r} of row {row} of split {split!r} is not one of the {len(names)} classes "
             f"({len(wrong)} such labels): correct them, or choose a split that has labels"
         )
-    if len(set(stored)) < len(stored):
+    if item_type(rows.features[column]) is not None and len(set(stored)) < len(stored):
         (row, label), _ = Counter(stored).most_common(1)[0]
         raise ValueError(
             f"row {row} of split {split!r} lists the label {label!r} twice: list names or indices, each once"
