@@ -21,7 +21,7 @@ from scalablevit_pl.data.samples.make_fashion_mnist_sample import CLASS_NAMES
 CLASSES = ["background", *CLASS_NAMES]
 SPLITS = ("train", "test")
 FOLDER = Path(__file__).parent / "fashion_mnist_sample"
-VERSION = 1  # of what is drawn: part of the key of the cached scenes
+VERSION = 2  # of what is drawn: part of the key of the cached scenes
 SMALLEST = 32
 PALE = 16  # the highest value of a garment's image that still is its surroundings
 LEAST_VISIBLE = 0.25  # of a garment
@@ -108,8 +108,10 @@ def _weights(source: int, target: int) -> Floats:
 
 
 def _colored(random: np.random.RandomState, values: Bytes, instances: Bytes, parts: int) -> Bytes:
-    """Color the background and each garment between two random colors, and add noise."""
-    low, high = random.randint(0, 240, (2, parts, 1, 4))
+    """Color the background between two random colors and each garment by one, darker at lower values, and add noise."""
+    high = random.randint(48, 240, (parts, 1, 4))
+    low = high // 4
+    low[0] = random.randint(0, 240, 4)
     steps = np.arange(256)[:, None]
     colors = ((low * (255 - steps) + high * steps) // 255).astype(np.uint8).view(np.uint32).reshape(parts, 256)
     # Four bytes, of which three are used, are one number: several times as fast.
