@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalablevit_pl.data.base import BaseDataModule
     from scalablevit_pl.data.classification import ClassificationDataModule
+    from scalablevit_pl.data.joint_transforms import SegmentationAugmentation
+    from scalablevit_pl.data.segmentation import SegmentationDataModule
     from scalablevit_pl.data.transforms import Augmentation
     from scalablevit_pl.preprocessing import DensePreprocessing, Preprocessing
 
-__all__ = ["Augmentation", "BaseDataModule", "ClassificationDataModule", "DensePreprocessing", "Preprocessing"]
+__all__ = [
+    "Augmentation",
+    "BaseDataModule",
+    "ClassificationDataModule",
+    "DensePreprocessing",
+    "Preprocessing",
+    "SegmentationAugmentation",
+    "SegmentationDataModule",
+]
 
 # Imported on first use: reading ImageNet's class names, for example, must not import Lightning.
 _HOMES = {
@@ -18,6 +28,8 @@ _HOMES = {
     "ClassificationDataModule": "data.classification",
     "DensePreprocessing": "preprocessing",
     "Preprocessing": "preprocessing",
+    "SegmentationAugmentation": "data.joint_transforms",
+    "SegmentationDataModule": "data.segmentation",
 }
 
 

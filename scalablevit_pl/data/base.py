@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,10 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         if images is None or images.split not in self.labels:
             raise ValueError("classes can be balanced only with one label for each image, and without --data.streaming")
         return torch.from_numpy(self.labels[images.split][np.asarray(images.indices)])
+
+    def count_classes(self, target: Any) -> Sequence[int] | None:
+        """Return how much of each class a target contains, for `doctor`; by default it is unknown."""
+        return None
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Vary a normalized training batch on the device, with generators seeded by (seed, epoch, batch, rank)."""

@@ -8,9 +8,15 @@ import datasets
 
 from scalablevit_pl.text import nfc
 
+# Names of columns with masks, which may be images of another column.
+MASK_COLUMNS = {
+    *("mask", "masks", "annotation", "annotations", "label", "labels", "segmentation", "segmentation_mask"),
+    *("semantic", "semantic_mask", "semantic_segmentation", "seg", "gt", "ground_truth"),
+}
+
 
 def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the named image column, or the only one, or `image` among several.
+    """Return the named image column, or the only one, or `image` among several, or the only one that is not a mask.
 
     Images are columns of type Image; if there are none, structs of `bytes` and `path`, and bytes called `image` or
     `img`. A named column may contain any bytes.
@@ -18,6 +24,7 @@ def find_image_column(features: datasets.Features, named: str | None) -> str:
     encoded = [name for name, feature in features.items() if _is_encoded(feature)]
     images = [name for name in encoded if isinstance(features[name], datasets.Image)]
     images = images or [name for name in encoded if isinstance(features[name], dict) or name in ("image", "img")]
+    images = [name for name in images if name.lower() not in MASK_COLUMNS] or images
     column = _only(["image"] if "image" in images else images, named, features, "image")
     if column not in encoded:
         raise ValueError(
@@ -25,6 +32,25 @@ def find_image_column(features: datasets.Features, named: str | None) -> str:
             "another with --data.image_column"
         )
     return column
+
+
+def find_mask_column(features: datasets.Features, named: str | None, image_column: str) -> str:
+    """Return the named mask column, or the only one beside the image column, or the only one with the name of masks."""
+    encoded = [name for name, feature in features.items() if _is_encoded(feature) and name != image_column]
+    masks = [name for name in encoded if name.lower() in MASK_COLUMNS] or encoded
+    column = _only(masks, named, features, "mask")
+    if column not in encoded:
+        raise ValueError(
+            f"the column {column!r} contains {features[column]}, not masks: store encoded images, or choose another "
+            "with --data.mask_column"
+        )
+    return column
+
+
+def listed_classes(features: datasets.Features) -> list[str] | None:
+    """Return the class names that the only column of lists of ClassLabel declares, or None."""
+    declared = [kind for kind in map(item_type, features.values()) if isinstance(kind, datasets.ClassLabel)]
+    return list(declared[0].names) if len(declared) == 1 else None
 
 
 def _is_encoded(feature: Any) -> bool:

@@ -5,10 +5,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 
@@ -127,11 +127,16 @@ def load_image_folder(folder: Path, table: Path | None = None) -> tuple[datasets
     rows: dict[str, list[dict[str, str]]] = {}
     for split, path, label in files:
         rows.setdefault(split, []).append({"image": str(path), "label": label})
+    return build_splits(rows, features), describe_files(left_out)
+
+
+def build_splits(rows: Mapping[str, Sequence[Mapping[str, Any]]], features: datasets.Features) -> datasets.DatasetDict:
+    """Return the splits of rows that name files."""
     try:
         splits = {split: datasets.Dataset.from_list(each, features=features) for split, each in rows.items()}
     except UnicodeEncodeError as error:
         raise ValueError(f"the name of {error.object!r} is not UTF-8: rename it") from error
-    return datasets.DatasetDict(splits), describe_files(left_out)
+    return datasets.DatasetDict(splits)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -149,12 +154,12 @@ def _files_of_classes(folder: Path) -> tuple[Iterable[LabelledFile], Counter[str
             f"{str(folder)!r} contains split folders ({', '.join(root.name for root in roots.values())}) beside other "
             f"folders ({', '.join(others)}): use either class folders inside split folders, or class folders only"
         )
-    files, left_out, empty = [], _loose_files(folder), set()
+    files, left_out, empty = [], loose_files(folder), set()
     for split, root in (roots or {"train": folder}).items():
         lists = {path: list_images(path) for path in subfolders(root)}
         _check_levels(root, lists)
         files += [LabelledFile(split, path, nfc(name.name)) for name, found in lists.items() for path in found.paths]
-        left_out += sum((found.left_out for found in lists.values()), _loose_files(root) if roots else Counter())
+        left_out += sum((found.left_out for found in lists.values()), loose_files(root) if roots else Counter())
         empty |= {nfc(path.name) for path, found in lists.items() if not found.paths}
     empty -= {file.label for file in files}
     if empty:
@@ -163,7 +168,8 @@ def _files_of_classes(folder: Path) -> tuple[Iterable[LabelledFile], Counter[str
     return files, left_out
 
 
-def _loose_files(folder: Path) -> Counter[str]:
+def loose_files(folder: Path) -> Counter[str]:
+    """Count the files that are in a folder itself, by kind."""
     files = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
     return Counter(f"loose {_kind(path)}" if is_image_file(path) else _kind(path) for path in files)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,10 +144,11 @@ class DataExamination:
             yield Finding("ok", "test data", f"{len(images):,} images of split {images.split!r}")
 
     def check_images(self) -> Iterator[Finding]:
-        """Decode a sample of each part."""
+        """Decode a sample of each part, and count the classes in its targets."""
         if self.examinable:
             for part, images in self.datamodule.images.items():
                 yield check_images(part, images, self.options.images)
+                yield from check_targets(part, images, self.options.images, self.datamodule)
 
 
 def check_histogram(part: str, labels: Sequence[int], names: Sequence[str]) -> Finding:
@@ -178,3 +180,34 @@ def check_images(part: str, images: SplitImages, count: int) -> Finding:
         return Finding("ok", f"{part} images", f"{len(positions):,} decoded")
     text = f"{len(errors)} of {len(positions):,} cannot be read: {listed(errors, separator='; ')}"
     return Finding("FAIL", f"{part} images", text, "repair or delete them")
+
+
+def check_targets(part: str, images: SplitImages, count: int, datamodule: BaseDataModule) -> Iterator[Finding]:
+    """Read the targets of at most `count` images, spread evenly over a part, and report the shares of the classes."""
+    names, what = datamodule.class_names, f"{part} targets"
+    positions = np.linspace(0, len(images) - 1, min(len(images), count), dtype=int)
+    totals, ignored, errors = np.zeros(len(names), np.int64), 0, []
+    for index in (int(images.indices[position]) for position in positions):
+        try:
+            counts = datamodule.count_classes(images.reader.target(index, images.row(index)))
+            if counts is None:
+                return
+            images.reader.read(index, images.row(index))  # compares image and target
+        except UnreadableImageError as error:
+            errors.append(str(error))
+        else:
+            totals += counts
+            ignored += not any(counts)
+    if errors:
+        wrong = from_sentence(what, errors[0])
+        yield replace(wrong, text=f"{len(errors)} of {len(positions):,} are wrong, the first: {wrong.text}")
+    if ignored:
+        yield Finding("warn", what, f"{ignored} of {len(positions):,} ignore the whole image", "check what they ignore")
+    if not totals.any():
+        return
+    absent = [name for name, total in zip(names, totals, strict=True) if total == 0]
+    if absent:
+        text = f"{len(absent)} of {len(names)} classes are in none of {len(positions):,} images: {listed(absent)}"
+        yield Finding("warn", what, text, "check the classes, or examine more images with --images")
+    shares = (f"{names[index]} {totals[index] / totals.sum():.1%}" for index in (-totals).argsort(kind="stable"))
+    yield Finding("ok", what, f"shares of the classes: {listed(shares)}")

@@ -142,8 +142,8 @@ class Examination:
         """Load a training batch, or make one up if the datamodule can do that without data."""
         example = getattr(self.datamodule, "example_batch", None)
         if example is not None:
-            classes = getattr(self.task, "num_classes", None) or 2
-            self.batch = example(classes, multi_label=getattr(self.task, "multi_label", False))
+            labels = {"multi_label": True} if getattr(self.task, "multi_label", False) else {}
+            self.batch = example(getattr(self.task, "num_classes", None) or 2, **labels)
         elif self.data.examinable:
             batch = next(iter(self.datamodule.train_dataloader()))
             self.batch = self.datamodule.on_before_batch_transfer(batch, 0)

@@ -4,9 +4,10 @@ import contextlib
 import importlib
 import io
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ FORMATS = (
     "DCX", "DDS", "BLP", "FTEX", "QOI", "SGI", "SUN", "PIXAR", "MSP", "XBM", "XPM", "GBR", "FLI", "TGA", "DIB",
 )
 # fmt: on
+Decoded = TypeVar("Decoded")
 # Pillow's mode of images by their number of channels. Those of RGBX are independent: RGBA would weight by the fourth.
 MODES = {1: "L", 3: "RGB", 4: "RGBX"}
 
@@ -46,14 +48,23 @@ def decode_image(source: bytes | str | Path | Image.Image, name: str = "", chann
         UnreadableImageError: If the image is missing, damaged, truncated or of unknown format.
     """
     name = name or (str(source) if isinstance(source, str | Path) else "an image")
+    return decode(source, name, partial(convert_image, mode=MODES[channels]))
+
+
+def decode(source: bytes | str | Path | Image.Image, name: str, convert: Callable[[Image.Image], Decoded]) -> Decoded:
+    """Return what `convert` makes of an image that was decoded and turned upright.
+
+    Raises:
+        UnreadableImageError: If that fails; the message states the name.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd EXIF data and palettes; real damage raises an error
             if isinstance(source, Image.Image):
-                return _convert(ImageOps.exif_transpose(source), MODES[channels])
+                return convert(ImageOps.exif_transpose(source))
             image = _open(source)
             ImageOps.exif_transpose(image, in_place=True)  # no copy: nothing else holds the image
-            return _convert(image, MODES[channels])
+            return convert(image)
     except Exception as error:  # Pillow's decoders raise many types
         raise UnreadableImageError(f"cannot read {name}: {error}; repair or delete it") from error
 
@@ -105,7 +116,8 @@ def _open(source: bytes | str | Path) -> Image.Image:
     return image
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def convert_image(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to a mode of `MODES` as `decode_image` does."""
     if image.mode.startswith("I"):
         pixels = np.asarray(image, dtype=np.uint32)
         image = Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8))

@@ -256,9 +256,9 @@ class DensePreprocessing(ImagePreprocessing):
         padded[:, :height, :width] = pixels
         return padded
 
-    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the height and width of a resized image before padding."""
-        return _resized(*size, self.short_side, self.long_side)
+    def resized_size(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the height and width of a resized image before padding, for `scale` times the short and long side."""
+        return _resized(*size, *(max(1, int(side * scale)) for side in (self.short_side, self.long_side)))
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the transformed height and width, with padding, of an image of a height and width."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, default_collate
-from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+from torchvision.datasets import ImageFolder
 
 from scalablevit_pl.data import BaseDataModule, ClassificationDataModule
 from scalablevit_pl.data.images import StoredImage

@@ -14,6 +14,8 @@ from segmentation_data import SegmentationDataModule
 from torch import nn
 from torch.nn import functional as F
 
+import scalablevit_pl.data
+from scalablevit_pl.data import SegmentationAugmentation
 from scalablevit_pl.diagnosis.examination import Examination
 from scalablevit_pl.diagnosis.finding import Finding
 
@@ -97,3 +99,15 @@ def test_exceptions_and_warnings_of_a_check_become_findings(capsys: pytest.Captu
     examination.options.traceback = True
     assert [*examination.run_check("part", check)] == expected
     assert 'raise KeyError("bug")' in capsys.readouterr().err
+
+
+def test_a_batch_of_masks_is_made_up_without_data() -> None:
+    augmentation = SegmentationAugmentation(crop_size=16)
+    masks = scalablevit_pl.data.SegmentationDataModule("missing", augmentation=augmentation, batch_size=3)
+    examination = examine(model=Segmentation(), data=masks)
+    list(examination.load_batch())
+    assert examination.batch is not None
+    assert {name: tuple(examination.batch[name].shape) for name in ("image", "mask")} == {
+        "image": (3, 3, 16, 16),
+        "mask": (3, 16, 16),
+    }
