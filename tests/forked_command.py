@@ -3,6 +3,7 @@
 Importing it takes far longer than most tests. Processes that a command starts itself start Python anew.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -73,16 +74,17 @@ def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path, var
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
-    set_variables(variables)
+    begin_process(variables)
     sys.argv = ["scalablevit_pl", *words]
     runpy.run_module("scalablevit_pl", run_name="__main__", alter_sys=True)
 
 
-def set_variables(variables: Mapping[str, str]) -> None:
-    """Change the environment, and what libraries read from it when they were imported."""
+def begin_process(variables: Mapping[str, str]) -> None:
+    """Change the environment, and with it what libraries read from it when they were imported."""
     from huggingface_hub import constants
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
+    gc.freeze()  # what was imported stays out of each garbage collection, and in pages that processes share
     os.environ.update(variables)
     importlib.reload(constants)
     rank_zero_only.rank = _get_rank() or 0
@@ -117,7 +119,7 @@ def run_together(context: ForkServerContext, function: Callable[..., None], proc
 def run_function(
     rank: int, function: Callable[..., None], group: Sequence[Mapping[str, str]], arguments: Sequence[Any]
 ) -> None:
-    set_variables(group[rank])
+    begin_process(group[rank])
     function(rank, *arguments)
 
 
