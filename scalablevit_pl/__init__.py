@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalablevit_pl.data import ClassificationDataModule
-    from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model, from_pretrained, list_models
+    from scalablevit_pl.models import (
+        ImageClassifier,
+        ScalableViT,
+        SemanticSegmenter,
+        create_model,
+        create_segmenter,
+        from_pretrained,
+        list_models,
+    )
     from scalablevit_pl.tasks import ClassificationTask
 
 __version__ = "0.1.0"
@@ -15,8 +23,10 @@ __all__ = [
     "ClassificationTask",
     "ImageClassifier",
     "ScalableViT",
+    "SemanticSegmenter",
     "__version__",
     "create_model",
+    "create_segmenter",
     "from_pretrained",
     "list_models",
 ]
@@ -27,7 +37,9 @@ _HOMES = {
     "ClassificationTask": "tasks",
     "ImageClassifier": "models",
     "ScalableViT": "models",
+    "SemanticSegmenter": "models",
     "create_model": "models",
+    "create_segmenter": "models",
     "from_pretrained": "models",
     "list_models": "models",
 }

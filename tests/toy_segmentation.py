@@ -52,7 +52,7 @@ class ToySegmenter(PretrainedNetwork):
     """Logits `(B, K, H, W)` for images `(B, 3, H, W)`."""
 
     task = "semantic-segmentation"
-    last_layer = "head.last_layer"
+    last_layers = ("head.last_layer",)
 
     def __init__(self, num_classes: int, width: int = 32, backbone: dict[str, Any] = NANO) -> None:
         super().__init__()

@@ -63,11 +63,10 @@ class StartFromWeights(pl.Callback):
                 logger.warning(text, name, own, self.source, theirs, name)
 
     def _load_features(self, network: Any, names: list[str]) -> None:
-        last_layer = network.last_layer
-        load_tensors(network, self.stored.tensors, self.source, except_for=(last_layer,))
+        load_tensors(network, self.stored.tensors, self.source, except_for=network.last_layers)
         before, now = (f"{len(each)} classes ({listed(each, 3)})" for each in (self.stored.class_names, names))
         text = "%s: the last layer (%s) is new and random, for %s instead of %s"
-        logger.info(text, self.source, last_layer, now, before)
+        logger.info(text, self.source, ", ".join(network.last_layers), now, before)
 
 
 def _backbone_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class ImageClassifier(PretrainedNetwork):
     """
 
     task = "image-classification"
-    last_layer = "head.fc"
+    last_layers = ("head.fc",)
     backbone: ScalableViT
     usage = 'model.predict("photo.jpg")  # the most probable labels with their probabilities'
 
@@ -184,7 +184,7 @@ class ImageClassifier(PretrainedNetwork):
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         names = self.class_names or [str(index) for index in range(self.num_classes)]
         predictions = []
-        for logits in self._outputs(images, batch_size):
+        for logits, _ in self._outputs(images, batch_size):
             every = logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=1)
             top = every.topk(min(top_k, self.num_classes))
             for probabilities, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):

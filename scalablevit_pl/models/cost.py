@@ -1,14 +1,22 @@
 """The cost of a network: multiply-adds and memory."""
 
+import math
 import os
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+NORMS = (
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training,  # what the one before becomes in eval mode
+)
 
 
 def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
@@ -24,12 +32,35 @@ def count_multiply_adds(network: nn.Module, image: tuple[int, int, int]) -> tupl
 
 def count_by_operator(network: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
     """Count the multiply-adds for one image like `count_multiply_adds`, by operator such as `aten.addmm`."""
+    # torch counts a multiply-add as two operations.
+    return {
+        str(operator): count // 2 for operator, count in _operations(network, image).items() if operator not in NORMS
+    }
+
+
+def count_norms(network: nn.Module, image: tuple[int, int, int]) -> int:
+    """Count the multiply-adds of norms for one image like `count_multiply_adds`: two for each number.
+
+    One normalizes the number, the other scales and shifts it. Counters such as mmcv's include them.
+    """
+    counts = _operations(network, image)
+    return sum(count for operator, count in counts.items() if operator in NORMS) // 2
+
+
+def _operations(network: nn.Module, image: tuple[int, int, int]) -> dict[Any, int]:
+    """Count the operations for one image by operator."""
     state = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
     # On the meta device torch decomposes attention into batched products, which are counted separately.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    mapping = dict.fromkeys(NORMS, _norm_operations)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         functional_call(network, state, (torch.empty(1, *image, device="meta"),))
-    # torch counts a multiply-add as two operations.
-    return {str(operator): count // 2 for operator, count in counter.get_flop_counts()["Global"].items()}
+    counts: dict[Any, int] = counter.get_flop_counts()["Global"]
+    return counts
+
+
+def _norm_operations(shape: Any, *_args: Any, **_options: Any) -> int:
+    operations: int = 4 * math.prod(shape)
+    return operations
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:

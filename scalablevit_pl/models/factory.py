@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from scalablevit_pl.models.attention import WindowPad
+from scalablevit_pl.models.backbone import TimmBackbone
 from scalablevit_pl.models.classifier import HeadName, ImageClassifier
 from scalablevit_pl.models.loading import LoadOptions, load_tensors, read_pretrained
 from scalablevit_pl.models.pretrained import PretrainedNetwork
 from scalablevit_pl.models.scalablevit import ScalableViT, scalablevit_b, scalablevit_l, scalablevit_nano, scalablevit_s
+from scalablevit_pl.models.segmenter import DecoderName, SemanticSegmenter
 from scalablevit_pl.text import one_line
 
 if TYPE_CHECKING:
     from scalablevit_pl.weights.stored import Description, StoredModel
 
-NETWORKS: dict[str, type[PretrainedNetwork]] = {kind.task: kind for kind in (ImageClassifier,)}
+NETWORKS: dict[str, type[PretrainedNetwork]] = {kind.task: kind for kind in (ImageClassifier, SemanticSegmenter)}
 # Arguments of `timm.create_model` that say where weights come from.
 TIMM_SOURCES = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 # Each name with its builder and its default head.
@@ -26,6 +28,7 @@ MODELS: dict[str, tuple[Callable[..., ScalableViT], HeadName]] = {
     "scalablevit_b": (scalablevit_b, "mlp"),
     "scalablevit_l": (scalablevit_l, "mlp"),
 }
+NANO_WIDTH = 64  # channels of its segmentation heads, which would otherwise outweigh it
 
 
 def list_models() -> list[str]:
@@ -65,14 +68,75 @@ def create_model(
 
         timms = f"; timm's needs --model.network timm.create_model --model.network.model_name {name}"
         raise ValueError(f"unknown model {name!r}: there are {', '.join(MODELS)}{timms if timm.is_model(name) else ''}")
-    build, default_head = MODELS[name]
+    default_head = MODELS[name][1]
     in_channels = in_channels if in_chans is None else in_chans
-    drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-    backbone = build(window_pad=window_pad, expand_value=expand_value, in_channels=in_channels, **drop_path)
+    backbone = _build_backbone(name, drop_path_rate, window_pad, expand_value, in_channels)
     num_classes = 1000 if num_classes is None else num_classes
     classifier = ImageClassifier(backbone, num_classes, default_head if head is None else head, name)
     classifier.set_grad_checkpointing(grad_checkpointing)
     return classifier
+
+
+def create_segmenter(
+    name: str,
+    num_classes: int | None = None,
+    head: DecoderName = "semantic_fpn",
+    width: int | None = None,
+    auxiliary: bool | None = None,
+    out_norm: bool = True,
+    dropout: float = 0.1,
+    drop_path_rate: float | None = None,
+    window_pad: WindowPad = "mask",
+    expand_value: bool = False,
+    in_channels: int = 3,
+    grad_checkpointing: bool = False,
+    pretrained: bool = False,
+) -> SemanticSegmenter:
+    """Build a network for semantic segmentation, randomly initialized.
+
+    Args:
+        name: Backbone: one of `list_models()`, or a network of timm with maps of strides 4, 8, 16 and 32.
+        num_classes: Number of classes, by default 150, or the data's classes in a run.
+        head: `semantic_fpn` or `upernet`.
+        width: Channels of the head; by default 64 for nano, else 256 for `semantic_fpn` and 512 for `upernet`.
+        auxiliary: Build an auxiliary head for a second loss in training; by default with `upernet`.
+        out_norm: Normalize the backbone's maps.
+        dropout: Fraction of the channels that are dropped before the last layers.
+        drop_path_rate: Stochastic depth of the last block; by default the backbone's own.
+        window_pad: As for `create_model`; for our own backbones.
+        expand_value: As for `create_model`; for our own backbones.
+        in_channels: Channels of the images.
+        grad_checkpointing: Recompute activations in the backward pass, which saves memory and costs time.
+        pretrained: Load timm's weights into a backbone of timm, which may need a download.
+
+    Raises:
+        ValueError: If the name is unknown or a value does not fit.
+    """
+    backbone: ScalableViT | TimmBackbone
+    if name in MODELS:
+        if pretrained:
+            raise ValueError(f"pretrained is for networks of timm: load weights into {name!r} with --weights")
+        backbone = _build_backbone(name, drop_path_rate, window_pad, expand_value, in_channels)
+    else:
+        if window_pad != "mask" or expand_value:
+            raise ValueError(f"window_pad and expand_value are for {', '.join(MODELS)}: omit them for {name!r}")
+        backbone = TimmBackbone(name, in_channels, drop_path_rate, pretrained)
+    if width is None and name == "scalablevit_nano":
+        width = NANO_WIDTH
+    auxiliary = head == "upernet" if auxiliary is None else auxiliary
+    num_classes = 150 if num_classes is None else num_classes
+    segmenter = SemanticSegmenter(backbone, num_classes, head, width, auxiliary, out_norm, dropout, name)
+    if grad_checkpointing:  # which not all networks of timm know
+        segmenter.set_grad_checkpointing()
+    return segmenter
+
+
+def _build_backbone(
+    name: str, drop_path_rate: float | None, window_pad: WindowPad, expand_value: bool, in_channels: int
+) -> ScalableViT:
+    drop_path = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+    build = MODELS[name][0]
+    return build(window_pad=window_pad, expand_value=expand_value, in_channels=in_channels, **drop_path)
 
 
 def build_classifier(config: Mapping[str, Any], grad_checkpointing: bool = False) -> ImageClassifier:

@@ -52,7 +52,10 @@ def read_pretrained(name_or_path: str | Path, prefix: str = "", **options: Unpac
 
     device, dtype, channels = options.pop("device", None), options.pop("dtype", None), options.pop("in_chans", None)
     stored = _adapt_channels(read_folder(locate_model(name_or_path, **options), device, prefix), channels)
-    return stored if dtype is None else replace(stored, tensors={k: t.to(dtype) for k, t in stored.tensors.items()})
+    if dtype is None:
+        return stored
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in stored.tensors.items()}
+    return replace(stored, tensors=tensors)
 
 
 def _adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel":
@@ -65,8 +68,12 @@ def _adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel
     """
     description = stored.description
     name, backbone = "backbone.stages.0.patch_embed.proj.weight", description.config.get("backbone", {})
-    if channels in (None, backbone.get("in_channels", 3)) or name not in stored.tensors:
+    if channels in (None, backbone.get("in_channels", 3)):
         return stored
+    if name not in stored.tensors:
+        raise ValueError(
+            f"{stored.source!r} holds a network of timm, which keeps its channels: remove in_chans={channels}"
+        )
     if channels < 1:
         raise ValueError(f"in_chans must be at least 1, got {channels}")
     weight = stored.tensors[name]

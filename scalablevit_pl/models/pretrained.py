@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor, nn
 
+from scalablevit_pl.models.backbone import prefix_patterns
 from scalablevit_pl.models.loading import LoadOptions, build_module, load_tensors, matching_tensors, read_pretrained
 
 if TYPE_CHECKING:  # `import scalablevit_pl.models` needs only torch; other imports are where they are used
@@ -35,7 +36,7 @@ class PretrainedNetwork(nn.Module):
 
     Attributes:
         task: The Hub's name of the task, such as `semantic-segmentation`; a class attribute.
-        last_layer: Name of the module that is replaced for another number of classes; a class attribute.
+        last_layers: Names of the modules that are replaced for another number of classes, such as `("head.fc",)`.
         usage: Line of Python that uses a loaded `model`, for its card; a class attribute.
         config: Plain values that describe the network.
         num_classes: Number of classes.
@@ -46,7 +47,7 @@ class PretrainedNetwork(nn.Module):
     """
 
     task: ClassVar[str]
-    last_layer: ClassVar[str]
+    last_layers: tuple[str, ...]
     usage: ClassVar[str] = 'model.predict("photo.jpg")'
     backbone: Any
     config: dict[str, Any]
@@ -95,17 +96,16 @@ class PretrainedNetwork(nn.Module):
         if description.task != cls.task:
             raise ValueError(f"{source!r} holds a network for {description.task}, and {cls.__name__} is for {cls.task}")
         same = num_classes is None or num_classes == description.config.get("num_classes")
-        new = () if same else (cls.last_layer,)
         network = build_module(lambda: cls.from_config(description.config), stored)
-        if not same:
+        new = () if same else network.last_layers
+        unsaved = dict(network.named_buffers()).keys() - network.state_dict().keys()
+        if new or unsaved:  # which no file holds
             matching_tensors(network, stored.tensors, source, except_for=new)  # before it takes memory
-            config = {**description.config, "num_classes": num_classes}
-            network = build_module(lambda: cls.from_config(config), stored, "cpu")
+            config = description.config if same else {**description.config, "num_classes": num_classes}
+            nearest = next(iter(stored.tensors.values()))
+            network = build_module(lambda: cls.from_config(config), stored, "cpu").to(nearest.device, nearest.dtype)
         load_tensors(network, stored.tensors, source, except_for=new, assign=True)
         network.annotate(description, labels=same)
-        if not same:
-            nearest = next(iter(stored.tensors.values()))
-            network.get_submodule(cls.last_layer).to(nearest.device, nearest.dtype)
         if not same and num_classes:
             before = description.config.get("num_classes")
             logger.warning("the last layer is new and random: %d outputs instead of %s", num_classes, before)
@@ -196,8 +196,8 @@ class PretrainedNetwork(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters, besides biases and norms, that take no weight decay: the PEG's convolutions."""
-        return {name for name, _ in self.named_parameters() if name.endswith("peg.conv.weight")}
+        """Return the parameters, besides biases and norms, that take no weight decay: those of the backbone."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort the parameters by depth, for learning rates that fall from layer to layer.
@@ -205,14 +205,12 @@ class PretrainedNetwork(nn.Module):
         Args:
             coarse: Sort by stages, not blocks.
         """
-        stage = r"^backbone\.stages\.(\d+)"
-        # A patch embedding and the PEG, which follows the first block, go with that block.
-        fine = [(rf"{stage}\.blocks\.(\d+)", None), (rf"{stage}\.(?:patch_embed|peg)", (0,))]
-        return {
-            "stem": r"^backbone\.stages\.0\.patch_embed",
-            "blocks": stage if coarse else fine,
-            "head": r"^head",
-        }
+        return prefix_patterns(self.backbone.group_matcher(coarse), r"backbone\.") | {"head": r"^head"}
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """Return the last layer, or all if there are several."""
+        layers = tuple(map(self.get_submodule, self.last_layers))
+        return layers if len(layers) > 1 else layers[0]
 
     def preprocess(self, image: "ImageLike") -> Tensor:
         """Transform an image as in training: `(C, H, W)`, float32, on the CPU.
@@ -224,6 +222,10 @@ class PretrainedNetwork(nn.Module):
             ValueError: If it is not an image or cannot be read, or the network takes other channels than its
                 preprocessing returns.
         """
+        return self._open(image)[0]
+
+    def _open(self, image: "ImageLike") -> tuple[Tensor, tuple[int, int]]:
+        """Return a transformed image, and the height and width that it had before."""
         from scalablevit_pl.preprocessing.decoding import open_image
 
         preprocessing = self.preprocessing
@@ -232,8 +234,8 @@ class PretrainedNetwork(nn.Module):
             raise ValueError(
                 f"images have {channels} channels and this network takes {self.in_chans}: preprocess them yourself"
             )
-        transformed: Tensor = preprocessing(open_image(image, channels))
-        return transformed
+        opened = open_image(image, channels)
+        return preprocessing(opened), (opened.height, opened.width)
 
     def predict(self, images: "ImageLike | Sequence[ImageLike]", batch_size: int = 32) -> list[Any]:
         """Run the network on images and return the output for each.
@@ -246,10 +248,13 @@ class PretrainedNetwork(nn.Module):
         Raises:
             ValueError: If an image cannot be read, or a number is below 1.
         """
-        return [output for outputs in self._outputs(images, batch_size) for output in outputs]
+        return [output for outputs, _ in self._outputs(images, batch_size) for output in outputs]
 
-    def _outputs(self, images: Any, batch_size: int) -> Iterator[Any]:
-        """Yield the network's output, in eval mode and without gradients, for batches of images of equal size."""
+    def _outputs(self, images: Any, batch_size: int) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Yield outputs for batches of transformed images of equal size, in eval mode and without gradients.
+
+        With each batch come the height and width of its images before the transform.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         several: Any = images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
@@ -257,8 +262,8 @@ class PretrainedNetwork(nn.Module):
         self.eval()
         try:
             with torch.inference_mode():
-                for batch in _batches(map(self.preprocess, chain.from_iterable(map(_files, several))), batch_size):
-                    yield self(batch.to(weight.device, weight.dtype))
+                for batch, sizes in _batches(map(self._open, chain.from_iterable(map(_files, several))), batch_size):
+                    yield self(batch.to(weight.device, weight.dtype)), sizes
         finally:
             for module, training in modes.items():  # a part of it may be frozen in eval mode
                 module.training = training
@@ -273,16 +278,20 @@ def _files(image: Any) -> Sequence[Any]:
     return find_images([image])
 
 
-def _batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Stack consecutive images of equal size, `(C, H, W)` each, into batches."""
+def _batches(
+    images: Iterator[tuple[Tensor, tuple[int, int]]], batch_size: int
+) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Stack consecutive images of equal size, `(C, H, W)` each, into batches, each with its images' original sizes."""
     waiting: list[Tensor] = []
-    for image in images:
+    sizes: list[tuple[int, int]] = []
+    for image, size in images:
         if waiting and (len(waiting) == batch_size or waiting[0].shape != image.shape):
-            yield torch.stack(waiting)
-            waiting = []
+            yield torch.stack(waiting), sizes
+            waiting, sizes = [], []
         waiting.append(image)
+        sizes.append(size)
     if waiting:
-        yield torch.stack(waiting)
+        yield torch.stack(waiting), sizes
 
 
 def save_network(

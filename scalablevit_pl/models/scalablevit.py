@@ -125,6 +125,17 @@ class ScalableViT(nn.Module):
             if isinstance(stage, ScalableViTStage):
                 stage.grad_checkpointing = enable
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters, besides biases and norms, that take no weight decay: the PEG's convolutions."""
+        return {name for name, _ in self.named_parameters() if name.endswith("peg.conv.weight")}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort the parameters by depth; arguments as for `PretrainedNetwork.group_matcher`."""
+        stage = r"^stages\.(\d+)"
+        # A patch embedding and the PEG, which follows the first block, go with that block.
+        fine = [(rf"{stage}\.blocks\.(\d+)", None), (rf"{stage}\.(?:patch_embed|peg)", (0,))]
+        return {"stem": r"^stages\.0\.patch_embed", "blocks": stage if coarse else fine}
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Check the arguments of `ScalableViT`, apart from those that its layers check."""

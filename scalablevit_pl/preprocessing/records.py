@@ -21,6 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 COLORS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 # Far beyond the images of any network: a larger resize would only exhaust the memory.
 LARGEST_SIDE = 16384
+# Numbers among the logits that are resized at a time: all of a photograph would take gigabytes for 150 classes.
+LARGEST_LOGITS = 2**23
 # Only the center of a longer image is resized for a center crop.
 LARGEST_RATIO = 64
 
@@ -269,8 +271,31 @@ class DensePreprocessing(ImagePreprocessing):
 
     def restore(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps of an image, such as logits `(C, H, W)`, as `(C, height, width)` of the original image."""
+        return self._restore(maps[None], size)[0]
+
+    def restore_classes(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the most probable classes `(height, width)`, uint8, of an original image from its logits `(K, h, w)`.
+
+        Logits of any stride are resized to the padded image, and those of the image itself to the original.
+        """
+        height, width = size
+        at_once = max(1, LARGEST_LOGITS // (height * width))
+        best = torch.full(size, -math.inf, device=logits.device)
+        classes = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+        for start in range(0, len(logits), at_once):
+            # Resizing is several times as fast with the channels last.
+            part = logits[None, start : start + at_once].float().contiguous(memory_format=torch.channels_last)
+            part = functional.interpolate(part, self.output_size(size), mode="bilinear", align_corners=False)
+            values, indices = self._restore(part, size)[0].max(0)
+            classes = torch.where(values > best, (indices + start).to(torch.uint8), classes)
+            best = torch.maximum(best, values)
+        return classes
+
+    def _restore(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = self.resized_size(size)
-        return functional.interpolate(maps[None, :, :height, :width], size, mode="bilinear", align_corners=False)[0]
+        maps = maps[:, :, :height, :width]
+        same = (height, width) == size
+        return maps if same else functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
     def restore_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Return boxes `(N, 4)` of an image, as x and y of two corners, in pixels of the original image."""

@@ -15,6 +15,7 @@ from scalablevit_pl.weights.hub.client import is_repository
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description
 
 PAPER = "2203.10790"
+PIPELINES = {"semantic-segmentation": "image-segmentation"}  # tasks that the Hub's model pages file elsewhere
 SHOWN_LABELS = 20
 MAX_METADATA, MAX_DEPTH = 100_000, 20  # characters and levels of metadata that are read
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -95,11 +96,12 @@ def write_card(subject: CardSubject, title: str, provenance: Provenance) -> str:
         _results(provenance.evaluations),
         f"## Licence\n\n{_license(provenance)}",
     ]
-    metadata = _metadata(subject.description.task, title, provenance)
+    metadata = _metadata(subject.description, title, provenance)
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _metadata(task: str, title: str, provenance: Provenance) -> str:
+def _metadata(description: Description, title: str, provenance: Provenance) -> str:
+    task = PIPELINES.get(description.task, description.task)
     results = [
         EvalResult(
             task_type=task,
@@ -118,7 +120,7 @@ def _metadata(task: str, title: str, provenance: Provenance) -> str:
         license=provenance.license,
         library_name="scalablevit_pl",
         pipeline_tag=task,
-        tags=[task, "scalablevit", "safetensors", f"arxiv:{PAPER}"],
+        tags=[description.task, *([] if _timm_name(description) else ["scalablevit", f"arxiv:{PAPER}"]), "safetensors"],
         datasets=[_slug(provenance.dataset)] if provenance.dataset else None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -139,8 +141,15 @@ def _introduction(description: Description, provenance: Provenance) -> str:
     kind += " with any number of labels for each image" if description.multi_label else ""
     name = f" (`{description.config['name']}`)" if "name" in description.config else ""
     architecture = f"with the architecture [ScalableViT](https://arxiv.org/abs/{PAPER}){name}"
+    if _timm_name(description):
+        architecture = f"on the backbone `{_timm_name(description)}` of timm"
     text = f"{kind} {architecture}, made with `scalablevit_pl`.{_labels(description)}"
     return text if provenance.note is None else f"{text}\n\n{provenance.note}"
+
+
+def _timm_name(description: Description) -> str | None:
+    backbone = description.config.get("backbone")
+    return backbone.get("model_name") if isinstance(backbone, dict) else None
 
 
 def _labels(description: Description) -> str:

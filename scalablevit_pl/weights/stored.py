@@ -10,6 +10,7 @@ from torch import Tensor
 from scalablevit_pl.preprocessing import Preprocessing
 
 CLASSIFICATION = "image-classification"  # the Hub's name; also the task of files that name none
+COUNTER = ".num_batches_tracked"  # of a batch norm, the one whole number among the weights
 # What a forward pass is computed in, which excludes float8; by safetensors' names.
 FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
@@ -73,7 +74,7 @@ def checked_names(names: Any, count: int | None) -> list[str]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Check that all weights are finite floating-point numbers.
+    """Check that all weights are finite floating-point numbers, apart from the counters of batch norms.
 
     Raises:
         ValueError: If one is not; it names the tensor.
@@ -81,6 +82,8 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise ValueError(f"{name} of {source} is not a plain tensor")
+        if tensor.dtype == torch.int64 and name.endswith(COUNTER):
+            continue
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{name} of {source} holds {tensor.dtype} instead of floating-point weights")
         # A sum runs at the speed of memory. In half precision it may overflow; then each number is checked.

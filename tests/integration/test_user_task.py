@@ -179,7 +179,7 @@ def test_an_exported_network_is_the_one_of_the_run(run: Path, exported: Path) ->
 
 def test_an_exported_network_has_a_card_and_info(run: Path, exported: Path, scalablevit: Run) -> None:
     card, tested = (exported / "README.md").read_text(), read_json(run / "test.json")
-    assert "pipeline_tag: semantic-segmentation" in card
+    assert "pipeline_tag: image-segmentation" in card
     assert "from toy_segmentation import ToySegmenter" in card
     assert 'model = ToySegmenter.from_pretrained("shapes.segmenter")' in card
     assert "| data | images | mean IoU | cross-entropy |" in card

@@ -23,7 +23,7 @@ class Segmenter(PretrainedNetwork):
     """A network of another task on the same backbone."""
 
     task = SEGMENTATION
-    last_layer = "head"
+    last_layers = ("head",)
 
     def __init__(self, num_classes: int = 2, **backbone: Any) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from golden.network import DATA, SIZES
 from torch import Tensor, nn
 
 from scalablevit_pl.models import ImageClassifier, ScalableViT, create_model
-from scalablevit_pl.models.cost import count_multiply_adds, peak_memory
+from scalablevit_pl.models.cost import count_multiply_adds, count_norms, peak_memory
 from scalablevit_pl.models.pretrained import card_subject
 
 MEGABYTE = 1_000_000
@@ -78,6 +78,12 @@ def test_costs_of_timm_networks_match_their_papers(name: str, published: float) 
     multiply_adds, attention = count_multiply_adds(timm.create_model(name).eval(), (3, 224, 224))
     assert multiply_adds + attention == pytest.approx(published, rel=0.02)
     assert 0.02 < attention / multiply_adds < 0.05
+
+
+def test_norms_are_counted_separately() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LayerNorm(6)).eval()
+    assert count_norms(network, (2, 5, 6)) == 2 * (2 * 4 * 5 * 6)
+    assert count_multiply_adds(network, (2, 5, 6)) == (5 * 6 * 9 * 2 * 4, 0)
 
 
 def test_any_network_is_counted_without_changing_it() -> None:

@@ -29,7 +29,7 @@ class Segmenter(PretrainedNetwork):
     """A network as a user would write one: a map of classes at every fourth pixel."""
 
     task = "semantic-segmentation"
-    last_layer = "head.1"
+    last_layers = ("head.1",)
 
     def __init__(self, backbone: dict[str, Any], num_classes: int = 2, width: int = 4) -> None:
         super().__init__()

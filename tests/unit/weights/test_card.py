@@ -242,8 +242,8 @@ def test_the_card_of_a_network_of_another_task_names_it_and_its_class() -> None:
     description = Description("semantic-segmentation", {"num_classes": 2}, network_class="own.module.Segmenter")
     text = write_card(CardSubject(description, 1000, "float32", "model(image)"), "m", PROVENANCE)
     data = ModelCard(text).data
-    assert data.pipeline_tag == "semantic-segmentation"
-    assert {result.task_type for result in data.eval_results} == {"semantic-segmentation"}
+    assert data.pipeline_tag == "image-segmentation"
+    assert {result.task_type for result in data.eval_results} == {"image-segmentation"}
     assert "A network for semantic segmentation with the architecture [ScalableViT]" in text
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert code.splitlines() == [
