@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import torch
 
 from scalablevit_pl.commands.arguments import OptionParser, check_output
+from scalablevit_pl.models import list_models
+from scalablevit_pl.models.segmenter import DECODERS
 from scalablevit_pl.profiling.measurement import Plan, measure
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
-from scalablevit_pl.profiling.report import describe, headline, report
+from scalablevit_pl.profiling.report import describe, report
 from scalablevit_pl.storage import save_json
 
 Value = TypeVar("Value")
@@ -40,14 +42,10 @@ def profile(words: list[str]) -> None:
     plan = Plan(options.repeats, options.seconds, options.warmup)
     results = measure(settings_of(options), device, plan, partial(build_network, folders=folders))
     if not any(result.seconds for result in results):
-        reasons = dict.fromkeys(f"{result.setting.network}: {result.note}{_remedy(result.note)}" for result in results)
+        reasons = dict.fromkeys(f"{result.setting.name}: {result.note}{_remedy(result.note)}" for result in results)
         raise ValueError(f"nothing could be measured: {'; '.join(reasons)}")
     record = describe(results, device, plan)
     write_record(record, report(results, record), options.json)
-    if options.plot:
-        from scalablevit_pl.profiling.picture import draw_profile  # imports matplotlib
-
-        draw_profile(results, options.plot, headline(record))
 
 
 def write_record(record: dict[str, Any], table: str, path: Path | None) -> None:
@@ -73,6 +71,9 @@ def read_options(words: list[str]) -> Namespace:
     positive = whole_number(1)
     parser = OptionParser("profile")
     parser.add_argument("networks", nargs="+", metavar="MODEL")
+    parser.add_argument("--head", type=list_of(_one_of(*DECODERS)), default=[None])
+    parser.add_argument("--window-pad", choices=("mask", "zero"), default="mask")
+    parser.add_argument("--expand-value", action="store_true")
     parser.add_argument("--batch-size", type=list_of(positive))
     parser.add_argument("--input-size", type=list_of(_size), default=[(224, 224)])
     parser.add_argument("--precision", type=list_of(_one_of("32", "bf16", "fp16")), default=["32"])
@@ -87,7 +88,6 @@ def read_options(words: list[str]) -> Namespace:
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--warmup", type=positive, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     options = parser.read(words)
     options.networks = list(dict.fromkeys(options.networks))
     if options.device == "auto":
@@ -111,6 +111,14 @@ def _check(options: Namespace) -> None:
             fused and not ("inference" in options.mode and "false" in options.compile),
             "--fuse true is for uncompiled inference: also give --mode inference and --compile false",
         ),
+        (
+            options.head != [None] and any("/" in name for name in options.networks),
+            "--head builds a head on an untrained backbone: omit it for a model's folder, which has its own",
+        ),
+        (
+            (options.expand_value or options.window_pad != "mask") and not set(options.networks) <= set(list_models()),
+            f"--window-pad and --expand-value are for {', '.join(list_models())}: give no other network",
+        ),
         (not 0.0 <= options.seconds <= 3600.0, f"--seconds must be between 0 and 3600, got {options.seconds:g}"),
         (
             options.threads and options.threads > cores,
@@ -120,12 +128,6 @@ def _check(options: Namespace) -> None:
         if wrong:
             raise ValueError(message)
     check_json(options.json)
-    if options.plot:
-        from scalablevit_pl.profiling.picture import MOST_NETWORKS
-
-        check_output("--plot", options.plot, ".png")
-        if len(options.networks) > MOST_NETWORKS:
-            raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
 
 
 def list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:
@@ -172,5 +174,9 @@ def settings_of(options: Namespace) -> list[Setting]:
         how = (mode, precision, compiled == "true", batch, size, options.channels_last)
         checkpointing = options.grad_checkpointing and mode == "train"
         fuse = fused == "true" and mode == "inference" and compiled == "false"
-        settings += [Setting(network, *how, checkpointing, fuse) for network in options.networks]
+        settings += [
+            Setting(network, *how, checkpointing, fuse, head, options.window_pad, options.expand_value)
+            for network in options.networks
+            for head in options.head
+        ]
     return list(dict.fromkeys(settings))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from scalablevit_pl.models.cost import count_multiply_adds, peak_memory
+from scalablevit_pl.models.cost import count_multiply_adds, count_norms, peak_memory
 from scalablevit_pl.profiling.networks import DTYPES, PASSES, Build, Setting, build_network, image_shape, prepare
 from scalablevit_pl.profiling.timing import (
     Spread,
@@ -64,6 +64,7 @@ class Result:
     peak_memory: int | None = None
     compile_seconds: float | None = None
     matrix_seconds: Mapping[int, float] = field(default_factory=dict)
+    norm_multiply_adds: int | None = None
 
     @property
     def images_per_second(self) -> float | None:
@@ -149,7 +150,8 @@ def _warm_up(
     try:
         network = build(setting)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        result = Result(setting, "", parameters, *_counts(network, setting))
+        layers, attention, norms = _counts(network, setting)
+        result = Result(setting, "", parameters, layers, attention, norm_multiply_adds=norms)
         case = prepare(network, setting, device)
         compiling = setting.compiled
         first = seconds_per_call(case.step, 1, device)
@@ -164,13 +166,14 @@ def _warm_up(
     return replace(result, peak_memory=peak, compile_seconds=first if setting.compiled else None)
 
 
-def _counts(network: nn.Module, setting: Setting) -> tuple[int | None, int | None]:
+def _counts(network: nn.Module, setting: Setting) -> tuple[int | None, int | None, int | None]:
     """Count multiply-adds if the network can be traced on the meta device."""
     try:
-        return count_multiply_adds(network.eval(), image_shape(network, setting))
+        image = image_shape(network, setting)
+        return *count_multiply_adds(network.eval(), image), count_norms(network, image)
     except Exception:
-        logger.debug("%s cannot be counted", setting.network, exc_info=True)
-        return None, None
+        logger.debug("%s cannot be counted", setting.name, exc_info=True)
+        return None, None, None
 
 
 def _with_times(result: Result, timings: Timings[Key]) -> Result:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from scalablevit_pl.models import create_model, from_pretrained, fuse, list_models
+from scalablevit_pl.models import (
+    SemanticSegmenter,
+    create_model,
+    create_segmenter,
+    from_pretrained,
+    fuse,
+    list_models,
+)
+from scalablevit_pl.models.attention import WindowPad
+from scalablevit_pl.models.scalablevit import STRIDES
+from scalablevit_pl.models.segmenter import DecoderName
 from scalablevit_pl.weights.folder import CONFIG, WEIGHTS, is_model_folder
 from scalablevit_pl.weights.source import locate_model
 
@@ -37,6 +47,8 @@ class Setting:
         mode: `inference`, or `train` for training steps.
         input_size: Height and width in pixels.
         fused: Fuse linear layers with the following GELU by oneDNN (inference on a CPU).
+        head: Head for semantic segmentation; by default that of the classifier.
+        window_pad: Of a network of this package that has no weights; so is `expand_value`.
     """
 
     network: str
@@ -48,6 +60,14 @@ class Setting:
     channels_last: bool = False
     grad_checkpointing: bool = False
     fused: bool = False
+    head: DecoderName | None = None
+    window_pad: WindowPad = "mask"
+    expand_value: bool = False
+
+    @property
+    def name(self) -> str:
+        """The network with its head, for tables."""
+        return self.network if self.head is None else f"{self.network} {self.head}"
 
     @property
     def size(self) -> str:
@@ -55,16 +75,12 @@ class Setting:
         return "×".join(map(str, self.input_size))
 
     @property
-    def way(self) -> str:
-        """How the network is run, without batch and input size."""
-        words = [self.mode, "float32" if self.precision == "32" else self.precision]
-        words += ["compiled"] * self.compiled + ["fused"] * self.fused + ["channels-last"] * self.channels_last
-        return " ".join(words + ["checkpointing"] * self.grad_checkpointing)
-
-    @property
     def title(self) -> str:
         """Everything but the network."""
-        return f"{self.way}, batch {self.batch_size}, {self.size}"
+        words = [self.mode, "float32" if self.precision == "32" else self.precision]
+        words += ["compiled"] * self.compiled + ["fused"] * self.fused + ["channels-last"] * self.channels_last
+        words += ["checkpointing"] * self.grad_checkpointing
+        return f"{' '.join(words)}, batch {self.batch_size}, {self.size}"
 
 
 class Case(NamedTuple):
@@ -102,7 +118,12 @@ def build_network(setting: Setting, folders: Mapping[str, Path] | None = None) -
     if "/" in name:
         network = from_pretrained((folders or {}).get(name, name))
     else:
-        network = create_model(name) if name in list_models() else _build_timm(name, setting.input_size)
+        variant: dict[str, Any] = {"window_pad": setting.window_pad, "expand_value": setting.expand_value}
+        ours = variant if name in list_models() else {}
+        if setting.head is not None:
+            network = create_segmenter(name, head=setting.head, **ours)
+        else:
+            network = create_model(name, **ours) if ours else _build_timm(name, setting.input_size)
     if setting.grad_checkpointing:
         network.set_grad_checkpointing(True)
     built: nn.Module = network
@@ -146,7 +167,8 @@ def prepare(network: nn.Module, setting: Setting, device: torch.device) -> Case:
     state = [*network.parameters(), *network.buffers()]
     if setting.mode == "inference":
         return Case(torch.inference_mode()(lambda: network(image)), lambda: [*state, image])
-    label = torch.randint(classes, (setting.batch_size,), device=device)
+    sides = [-(-side // STRIDES[0]) for side in setting.input_size] if isinstance(network, SemanticSegmenter) else []
+    label = torch.randint(classes, (setting.batch_size, *sides), device=device)
     # A rate of 0 keeps the weights, with the same arithmetic. A network that has memorized the one batch has denormal
     # gradients, which slow processors down several times.
     optimizer = AdamW(network.parameters(), lr=0.0, fused=True)

@@ -21,6 +21,7 @@ FEWEST_SAMPLES = 3  # for meaningful quartiles
 CONVENTIONS = {
     "multiply_adds": "for one image, of convolutions and linear layers, without biases; each is two operations",
     "attention_multiply_adds": "of batched matrix products, all of which count as attention, in addition",
+    "norm_multiply_adds": "two for each number that a layer norm or batch norm computes, in addition",
     "precision": "32 is float32 without TF32, in convolutions and in matrix products",
     "seconds": "of a call with a whole batch on the device; a sample per round of all cases, after an untimed call",
     "inference": "weights and images in the type of the precision, under torch.inference_mode",
@@ -100,19 +101,21 @@ def report(results: Sequence[Result], record: dict[str, Any]) -> str:
 
 def _costs(results: Sequence[Result]) -> str:
     rows = {
-        (result.setting.network, result.setting.size): (
+        (result.setting.name, result.setting.size): (
             f"{result.parameters:,}",
             _count(result.multiply_adds),
             _count(result.attention_multiply_adds),
+            _count(result.norm_multiply_adds),
         )
         for result in results
         if result.multiply_adds is not None or result.seconds is not None
     }
-    header = ("network", "input", "parameters", "mult.-adds", "attention")
+    header = ("network", "input", "parameters", "mult.-adds", "attention", "norms")
     return (
         aligned([header, *((*case, *costs) for case, costs in rows.items())])
         + "mult.-adds: of convolutions and linear layers for one image, without biases;\n"
-        + "attention: of batched products, such as the two of attention, in addition\n"
+        + "attention: of batched products, such as the two of attention, in addition;\n"
+        + "norms: two for each number that a norm computes, in addition\n"
     )
 
 
@@ -122,9 +125,9 @@ def table(results: Sequence[Result]) -> str:
     text = aligned(lines) if len(lines) > 1 else ""
     for result in results:
         if result.note:
-            text += textwrap.fill(f"{result.setting.network}: {shorten(result.note, 200)}", WIDTH) + "\n"
+            text += textwrap.fill(f"{result.setting.name}: {shorten(result.note, 200)}", WIDTH) + "\n"
         if result.compile_seconds is not None:
-            text += f"{shorten(result.setting.network, LONGEST_NAME)}: compiled in {result.compile_seconds:.1f} s\n"
+            text += f"{shorten(result.setting.name, LONGEST_NAME)}: compiled in {result.compile_seconds:.1f} s\n"
     return text
 
 
@@ -132,7 +135,7 @@ def _line(result: Result, first: float | None) -> tuple[str, ...]:
     seconds, rate, fraction = result.seconds, result.images_per_second, result.fraction_of_matrix_rate
     spread = seconds if len(result.samples) >= FEWEST_SAMPLES else None
     return (
-        result.setting.network,
+        result.setting.name,
         _number(1e3 * seconds.median) if seconds else "-",
         f"{50 * (spread.upper - spread.lower) / spread.median:.1f}%" if spread else "-",
         _number(rate) if rate else "-",

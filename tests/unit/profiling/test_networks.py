@@ -92,6 +92,20 @@ def test_timm_networks_of_a_fixed_size_are_built_for_another() -> None:
         assert count_multiply_adds(network, (3, *size))[0] > 0
 
 
+@pytest.mark.parametrize("name", ["scalablevit_nano", "resnet10t"])
+def test_a_segmenter_is_built_and_trained_on_the_classes_of_pixels(name: str) -> None:
+    setting = Setting(name, "train", batch_size=2, input_size=(33, 48), head="semantic_fpn")
+    network = build_network(setting)
+    assert (setting.name, network.config["head"], network.num_classes) == (f"{name} semantic_fpn", "semantic_fpn", 150)
+    assert prepare(network, setting, CPU).step() > 0
+
+
+def test_variants_of_our_networks_are_built() -> None:
+    for head in (None, "upernet"):
+        network = build_network(Setting("scalablevit_nano", head=head, window_pad="zero", expand_value=True))
+        assert (network.backbone.config["window_pad"], network.backbone.config["expand_value"]) == ("zero", True)
+
+
 def test_a_fused_case_is_fused() -> None:
     for fused in (False, True):
         network = create_model("scalablevit_nano")
