@@ -17,7 +17,7 @@ from scalablevit_pl.models import list_models
 from scalablevit_pl.models.segmenter import DECODERS
 from scalablevit_pl.profiling.measurement import Plan, measure
 from scalablevit_pl.profiling.networks import Setting, build_network, check_networks
-from scalablevit_pl.profiling.report import describe, report
+from scalablevit_pl.profiling.report import describe, headline, report
 from scalablevit_pl.storage import save_json
 
 Value = TypeVar("Value")
@@ -46,6 +46,10 @@ def profile(words: list[str]) -> None:
         raise ValueError(f"nothing could be measured: {'; '.join(reasons)}")
     record = describe(results, device, plan)
     write_record(record, report(results, record), options.json)
+    if options.plot:
+        from scalablevit_pl.profiling.picture import draw_profile  # imports matplotlib
+
+        draw_profile(results, options.plot, headline(record))
 
 
 def write_record(record: dict[str, Any], table: str, path: Path | None) -> None:
@@ -88,6 +92,7 @@ def read_options(words: list[str]) -> Namespace:
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--warmup", type=positive, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.read(words)
     options.networks = list(dict.fromkeys(options.networks))
     if options.device == "auto":
@@ -128,6 +133,12 @@ def _check(options: Namespace) -> None:
         if wrong:
             raise ValueError(message)
     check_json(options.json)
+    if options.plot:
+        from scalablevit_pl.profiling.picture import MOST_NETWORKS
+
+        check_output("--plot", options.plot, ".png")
+        if len(options.networks) * len(options.head) > MOST_NETWORKS:
+            raise ValueError(f"--plot can distinguish at most {MOST_NETWORKS} networks, got {len(options.networks)}")
 
 
 def list_of(read: Callable[[str], Value]) -> Callable[[str], list[Value]]:

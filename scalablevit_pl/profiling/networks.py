@@ -75,12 +75,16 @@ class Setting:
         return "×".join(map(str, self.input_size))
 
     @property
-    def title(self) -> str:
-        """Everything but the network."""
+    def way(self) -> str:
+        """How the network is run, without batch and input size."""
         words = [self.mode, "float32" if self.precision == "32" else self.precision]
         words += ["compiled"] * self.compiled + ["fused"] * self.fused + ["channels-last"] * self.channels_last
-        words += ["checkpointing"] * self.grad_checkpointing
-        return f"{' '.join(words)}, batch {self.batch_size}, {self.size}"
+        return " ".join(words + ["checkpointing"] * self.grad_checkpointing)
+
+    @property
+    def title(self) -> str:
+        """Everything but the network."""
+        return f"{self.way}, batch {self.batch_size}, {self.size}"
 
 
 class Case(NamedTuple):

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "experiment": {"callbacks", "explanation", "models", "preprocessing", "run_folder", "weights"},
-    "profiling": {"__init__", "data", "models", "preprocessing", "randomness", "text", "weights"},
+    "profiling": {"__init__", "data", "models", "plotting", "preprocessing", "randomness", "text", "weights"},
     "timm": {"models"},
     "callbacks": {"models", "plotting", "run_folder", "storage", "tasks", "text", "weights"},
     "__init__": {"data", "models", "tasks"},

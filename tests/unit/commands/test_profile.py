@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from scalablevit_pl.commands import main as cli
 from scalablevit_pl.commands import profile_data
@@ -44,9 +45,9 @@ def result(network: str, seconds: float, **others: Any) -> Result:
     return replace(Result(setting, "", *counts, [seconds] * 3, spread, 345_000_000, None, products), **others)
 
 
-def test_profile_writes_table_and_record(capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_writes_table_record_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
     words = "profile scalablevit_nano resnet10t --batch-size 1 --input-size 32x31 --threads 1 --mode inference,train"
-    assert cli.main([*words.split(), *QUICK, "--json", "x.json"]) == 0
+    assert cli.main([*words.split(), *QUICK, "--json", "x.json", "--plot", "x.png"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"^scalablevit_nano +32×31 +3,015,808 +\d+\.\d\d M +\d\.\d\d M +\d\.\d\d M$", text, re.MULTILINE)
@@ -68,6 +69,8 @@ def test_profile_writes_table_and_record(capsys: pytest.CaptureFixture[str]) -> 
         assert case["images_per_second"] == pytest.approx(case["batch_size"] / median)
         assert case["fraction_of_matrix_rate"] > 0.0
         assert case["input_size"] == [32, 31]
+    with Image.open("x.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_a_record_on_the_screen_replaces_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +178,9 @@ def test_titles_have_everything_but_the_network() -> None:
         (["resnet10t", "--fuse", "true", "--compile", "true"], "also give --mode inference and --compile false"),
         (["resnet10t", "--seconds=-1"], "--seconds must be between 0 and 3600, got -1"),
         (["resnet10t", "--seconds", "nan"], "--seconds must be between 0 and 3600, got nan"),
+        (["resnet10t", "--plot", "x.jpg"], "'x.jpg' must be the name of a .png"),
         (["resnet10t", "--json", "nowhere/x.json"], "'nowhere/x.json' must be the name of a file in a folder"),
+        ([*map(str, range(9)), "--plot", "x.png"], "distinguish at most 8 networks, got 9"),
         (["nowhere/x"], "no file or folder 'nowhere/x' here"),
         (["./typo"], r"'\./typo' is neither a folder nor a repository name"),
         (["a", "--batch-size", "-1"], "--batch-size: '-1' is not a whole number of at least 1"),
@@ -186,6 +191,7 @@ def test_titles_have_everything_but_the_network() -> None:
         (["a", "--head", "unet"], "--head: 'unet' is not one of semantic_fpn, upernet"),
         (["a", "--window-pad", "zero"], "--window-pad and --expand-value are for scalablevit_nano, scalablevit_s"),
         (["a", "--json", "."], r"--json '\.' must be the name of a file in a folder that exists and is writable"),
+        (["a", "--plot", "nowhere/x.png"], "--plot 'nowhere/x.png' must be the name of a file in a folder"),
     ],
 )
 def test_mistakes_are_explained_in_one_sentence(words: list[str], message: str) -> None:
@@ -210,7 +216,7 @@ def test_a_damaged_model_does_not_suggest_another_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_matplotlib_is_not_imported() -> None:
+def test_matplotlib_is_imported_for_figures_only() -> None:
     code = "import sys, scalablevit_pl.commands.profile; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
 
@@ -229,10 +235,10 @@ def test_fused_layers_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_of_the_help_page_is_an_option() -> None:
     page = read_page("profile").split("\ndata: ")[0]
-    values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-"}
+    values = {"INTS": "1,8", "SIZES": "224,800x1333", "INT": "2", "FLOAT": "0.5", "FILE|-": "-", "FILE": "x.png"}
     lists = {"--precision": "32,bf16", "--mode": "inference,train", "--device": "cpu"}
     lists |= {"--head": "upernet", "--window-pad": "zero"}
-    lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # for one core
+    lists |= {"--threads": "1", "--compile": "false", "--fuse": "true"}  # for one core, and within one figure
     words: list[str] = []
     for option, kind in re.findall(r"^  (--[a-z-]+)(?: ([A-Z|-]+|auto\S+|mask\S+))?", page, re.MULTILINE):
         words += [option] if not kind else [option, lists.get(option) or values[kind]]
