@@ -12,7 +12,7 @@ from scalablevit_pl.callbacks.run_record import CLASSES
 from scalablevit_pl.models.factory import MODELS
 from scalablevit_pl.models.loading import build_module, matching_tensors
 from scalablevit_pl.models.scalablevit import ScalableViT
-from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.preprocessing import DensePreprocessing, ImagePreprocessing, Preprocessing
 from scalablevit_pl.run_folder import differences
 from scalablevit_pl.weights.checkpoint import TIMM_FACTORY
 from scalablevit_pl.weights.stored import CLASSIFICATION, StoredModel
@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 FROM_WEIGHTS = "from_weights"
 CREATE = "scalablevit_pl.models.create_model"
 BUILD = "scalablevit_pl.models.build_classifier"
-DEFAULTS = asdict(Preprocessing())
+# The preprocessing of the datamodules that have one by default.
+KINDS: dict[str, type[Preprocessing] | type[DensePreprocessing]] = {
+    "scalablevit_pl.data.ClassificationDataModule": Preprocessing,
+    "scalablevit_pl.data.SegmentationDataModule": DensePreprocessing,
+}
+STATISTICS = ("mean", "std")  # what the records of all kinds have in common
 
 
 def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command: str, named: Collection[str]) -> None:
@@ -49,8 +54,9 @@ def adopt_weights(config: Namespace, stored: StoredModel, weights: str, command:
         )
     elif str(section.get("class_path")).startswith("timm."):
         raise ValueError(f"--weights starts a ScalableViT network, not one built by {section['class_path']}")
-    if isinstance(stored.preprocessing, Preprocessing) and _takes_center_crops(config):
-        _adopt_preprocessing(config, stored.preprocessing, command, named)
+    kind = _preprocessing_kind(config)
+    if stored.preprocessing is not None and kind is not None:
+        _adopt_preprocessing(config, kind, stored.preprocessing, command, named)
 
 
 def class_arguments(config: Any) -> tuple[Any, str]:
@@ -69,24 +75,35 @@ def _determine_network(stored: StoredModel, section: Mapping[str, Any]) -> bool:
     return stored.description.task == CLASSIFICATION or section["init_args"].get("name") == FROM_WEIGHTS
 
 
-def _takes_center_crops(config: Namespace) -> bool:
-    """Return whether the data's preprocessing, if any is configured, is the record of a center crop."""
+def _preprocessing_kind(config: Namespace) -> type[Preprocessing] | type[DensePreprocessing] | None:
+    """Return the record of the data's preprocessing as configured, or the datamodule's own; None for another one."""
     given = config.get("data.init_args.preprocessing")
-    known = str(config.get("data.class_path")) == "scalablevit_pl.data.ClassificationDataModule"
-    return known if given is None else set(given.as_dict()) == set(DEFAULTS)
+    if given is None:
+        return KINDS.get(str(config.get("data.class_path")))
+    return next((kind for kind in KINDS.values() if set(given.as_dict()) == set(asdict(kind()))), None)
 
 
-def _adopt_preprocessing(config: Namespace, stored: Preprocessing, command: str, named: Collection[str]) -> None:
-    """Use the preprocessing of the weights wherever the configuration sets none."""
-    theirs = asdict(stored)
+def _adopt_preprocessing(
+    config: Namespace,
+    kind: type[Preprocessing] | type[DensePreprocessing],
+    stored: ImagePreprocessing,
+    command: str,
+    named: Collection[str],
+) -> None:
+    """Use the preprocessing of the weights wherever the configuration sets none; of another kind, its statistics."""
+    values: dict[str, Any] = asdict(stored)
+    defaults, same = asdict(kind()), isinstance(stored, kind)
+    theirs = values if same else {name: values[name] for name in STATISTICS}
     given = config.get("data.init_args.preprocessing")
-    given = theirs if given is None else asdict(Preprocessing(**given.as_dict()))
-    if named:  # the parser adds defaults to the fields that options set: use the weights' values instead
-        given = {key: given[key] if key in named or given[key] != DEFAULTS[key] else theirs[key] for key in given}
+    given = defaults | theirs if given is None else asdict(kind(**given.as_dict()))
+    # The parser adds defaults to the fields that options set, and a recipe that sets a size may set no statistics.
+    if named or not same:
+        unset = [key for key in theirs if key not in named and given[key] == defaults[key]]
+        given |= {key: theirs[key] for key in unset}
     config["data.init_args.preprocessing"] = Namespace(**given)  # type: ignore[no-untyped-call]
-    differing = differences(theirs, given, "preprocessing")
+    differing = differences(theirs, {key: given[key] for key in theirs}, "preprocessing")
     # The network takes images of any size, so a fit may choose another one.
-    sizes = ("preprocessing.input_size ", "preprocessing.crop_pct ")
+    sizes = tuple(f"preprocessing.{name} " for name in ("input_size", "crop_pct", "short_side", "long_side", "divisor"))
     wrong = [line for line in differing if command != "fit" or not line.startswith(sizes)]
     if wrong:
         raise ValueError(

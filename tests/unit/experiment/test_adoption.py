@@ -1,6 +1,6 @@
 """The network and the preprocessing that a recipe and weights determine together."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from scalablevit_pl.experiment.adoption import BUILD, CREATE, FROM_WEIGHTS, adopt_network, adopt_weights
 from scalablevit_pl.models import ScalableViT, build_classifier, create_model
-from scalablevit_pl.preprocessing import Preprocessing
+from scalablevit_pl.preprocessing import DensePreprocessing, Preprocessing
 from scalablevit_pl.weights.stored import CLASSIFICATION, Description, StoredModel
 
 BACKBONE = create_model("scalablevit_nano").backbone.config | {"depths": [1, 1, 1, 1]}
@@ -138,6 +138,33 @@ def test_a_fit_may_choose_another_size_and_an_evaluation_may_not() -> None:
 def test_another_normalization_is_refused(command: str) -> None:
     with pytest.raises(ValueError, match=r"trained on other images: preprocessing\.mean was .*: remove --data\.prep"):
         preprocessing(command, mean=(0.0, 0.0, 0.0))
+
+
+def dense(stored: StoredModel, command: str = "fit", named: tuple[str, ...] = (), **given: Any) -> DensePreprocessing:
+    config = Namespace()
+    config["data.class_path"] = "scalablevit_pl.data.SegmentationDataModule"
+    if given:
+        config["data.init_args.preprocessing"] = Namespace(**asdict(DensePreprocessing()) | given)
+    adopt_weights(config, stored, "here", command, named)
+    return DensePreprocessing(**config["data.init_args.preprocessing"].as_dict())
+
+
+def test_a_dense_task_gets_the_statistics_of_a_classifier_and_keeps_its_own_size() -> None:
+    gray = replace(CLASSIFIER.description, preprocessing=Preprocessing(28, 1.0, mean=(0.3,) * 3, std=(0.4,) * 3))
+    stored = replace(CLASSIFIER, description=gray)
+    assert dense(stored) == DensePreprocessing(mean=(0.3,) * 3, std=(0.4,) * 3)
+    assert dense(stored, short_side=96) == DensePreprocessing(96, mean=(0.3,) * 3, std=(0.4,) * 3)
+    with pytest.raises(ValueError, match=r"trained on other images: preprocessing\.std was .*: remove --data\.prep"):
+        dense(stored, std=(0.5,) * 3)
+
+
+def test_a_dense_task_gets_all_of_another_s_preprocessing() -> None:
+    theirs = DensePreprocessing(96, 192, mean=(0.3,) * 3)
+    stored = replace(SEGMENTER, description=replace(SEGMENTER.description, preprocessing=theirs))
+    assert dense(stored, "test") == theirs
+    assert dense(stored, named=("short_side",), short_side=128) == replace(theirs, short_side=128)
+    with pytest.raises(ValueError, match=r"trained on other images: preprocessing\.short_side was 96 and is 128"):
+        dense(stored, "test", named=("short_side",), short_side=128)
 
 
 def test_a_description_of_other_shapes_than_the_weights_is_refused_before_it_is_built() -> None:
