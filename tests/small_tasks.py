@@ -8,11 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from scalablevit_pl.models import create_model
 from scalablevit_pl.optim import WarmupCosineSchedule
+from scalablevit_pl.preprocessing import DensePreprocessing
 
 Samples = list[dict[str, Any]]
 CLASSES = 7
@@ -128,3 +130,58 @@ def twins(drop_path_rate: float = 0.0) -> nn.Module:
     """Build a small Twins of timm's."""
     sizes = {"img_size": 32, "embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 8), "depths": (2, 2, 2, 1)}
     return timm.create_model("twins_svt_small", num_classes=CLASSES, drop_path_rate=drop_path_rate, **sizes)
+
+
+class Coarse(nn.Module):
+    """Logits of stride 4 for each pixel's neighborhood, and those of an auxiliary head of stride 8."""
+
+    def __init__(self, num_classes: int = CLASSES, channels: int = 3, auxiliary: bool = False) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        generator = torch.Generator().manual_seed(0)
+        self.convolution = nn.Conv2d(channels, num_classes, 5, stride=4, padding=2)
+        self.auxiliary = nn.Conv2d(channels, num_classes, 9, stride=8, padding=4)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+        if auxiliary:
+            self.forward_with_auxiliary = lambda image: (self(image), self.auxiliary(image))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.convolution(image)
+
+
+SCENE = DensePreprocessing(32, 64, 16)
+SCENE_SIZES = ((40, 56), (32, 32), (70, 33), (24, 90), (64, 64), (33, 70), (32, 32), (16, 16), (45, 32))
+
+
+def make_scene(index: int, num_classes: int = CLASSES) -> tuple[Image.Image, Tensor]:
+    """Draw an image and its mask, where a tenth of the pixels is ignored and the last class does not occur."""
+    height, width = SCENE_SIZES[index % len(SCENE_SIZES)]
+    generator = torch.Generator().manual_seed(index)
+    coarse = torch.randint(256, (3, 6, 6), generator=generator, dtype=torch.uint8)
+    image = Image.fromarray(coarse.permute(1, 2, 0).numpy()).resize((width, height))
+    mask = torch.randint(num_classes - 1, (height, width), generator=generator, dtype=torch.uint8)
+    return image, mask.where(torch.rand(height, width, generator=generator) > 0.1, 255)
+
+
+def evaluation_scenes(count: int, num_classes: int = CLASSES) -> Samples:
+    """Draw samples of an evaluation: images as the network sees them, masks of the original size."""
+    samples = []
+    for index in range(count):
+        image, mask = make_scene(index, num_classes)
+        sample = SCENE.sample(image)
+        pixels = SCENE.normalize(sample.pop("image"))
+        samples.append({"image": pixels, **sample, "mask": mask, "index": index, "path": f"{index}.jpg"})
+    return samples
+
+
+def training_scenes(count: int, num_classes: int = CLASSES) -> Samples:
+    """Draw samples of a training, all of one size."""
+    samples = []
+    for index in range(count):
+        image, _ = make_scene(index)
+        generator = torch.Generator().manual_seed(index)
+        mask = torch.randint(num_classes, (32, 32), generator=generator, dtype=torch.uint8)
+        pixels = SCENE.normalize(SCENE.pixels(image.resize((32, 32))))
+        samples.append({"image": pixels, "mask": mask.where(torch.rand(32, 32, generator=generator) > 0.1, 255)})
+    return samples

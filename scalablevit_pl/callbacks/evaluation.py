@@ -85,14 +85,20 @@ class EvaluationReport(pl.Callback):
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """Return metrics line by line, with four digits; numbers of samples are whole."""
+    """Return metrics line by line, with four digits; numbers of samples and pixels are whole."""
     return aligned(
-        (name, f"{value:,.0f}" if name.endswith("/samples") else f"{value:.4f}") for name, value in metrics.items()
+        (name, f"{value:,.0f}" if name.endswith(("/samples", "/pixels")) else f"{value:.4f}")
+        for name, value in metrics.items()
     )
 
 
 class PredictionWriter(pl.Callback):
     """Write the predictions of `Trainer.predict` into a folder, a file or an open text file.
+
+    Args:
+        out: Where to; a run folder if `data` is None.
+        data: Describes the data if there is no datamodule.
+        pictures: Also draw each prediction.
 
     Attributes:
         unreadable: One line for each image that could not be read and has no prediction.
@@ -101,14 +107,19 @@ class PredictionWriter(pl.Callback):
         ValueError: If none of the images could be read; nothing is written.
     """
 
-    def __init__(self, out: Path | TextIO, data: ReportData | None = None) -> None:
+    def __init__(self, out: Path | TextIO, data: ReportData | None = None, pictures: bool = False) -> None:
         self.out = out
         self.data = data
+        self.pictures = pictures
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin an empty report."""
         task: Any = pl_module
         self.report = task.report(self.data or report_data(trainer, "predict", pl_module), predict=True)
+        self.target = self.out
+        if self.data is None and isinstance(self.out, Path) and self.report.folder is not None:
+            self.target = self.out / self.report.folder
+        self.report.begin(self.target, self.pictures)
         self.unreadable: list[str] = []
         self.predicted = False
 
@@ -124,12 +135,18 @@ class PredictionWriter(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the predictions once they are complete."""
         if self.unreadable and not self.predicted:
+            self.report.discard()
             raise ValueError(self.unreadable[0])
         self.report.gather()
         if trainer.is_global_zero:
-            self.report.write_predictions(self.out)
-            if isinstance(self.out, Path):
-                logger.info("predictions are in %s", self.out)
+            self.report.write_predictions(self.target)
+            if isinstance(self.target, Path):
+                logger.info("predictions are in %s", self.target)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove incomplete predictions."""
+        if hasattr(self, "report"):
+            self.report.discard()
 
 
 def report_data(trainer: pl.Trainer, part: str, pl_module: pl.LightningModule) -> ReportData:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, ClassVar, NamedTuple, TextIO, TypeVar
 
 import torch
 
@@ -50,10 +50,26 @@ class Report:
 
     Args:
         data: Classes, samples and preprocessing of the data.
+
+    Attributes:
+        folder: Name, in a run folder, of the folder for predictions that are many files; None for one table. A class
+            attribute.
     """
+
+    folder: ClassVar[str | None] = None
 
     def __init__(self, data: ReportData) -> None:
         self.data = data
+
+    def begin(self, out: Path | TextIO, pictures: bool = False) -> None:
+        """Prepare for a prediction, before its first batch; every process does so.
+
+        Large predictions may be written as they come, but must look incomplete until `write_predictions`.
+
+        Args:
+            out: Where `write_predictions` will write.
+            pictures: Also draw each prediction, if the report can do so.
+        """
 
     def add(self, batch: dict[str, Any], predictions: Any) -> None:
         """Add a batch without fillers and its predictions, as the task's `predict` returns them."""
@@ -71,6 +87,9 @@ class Report:
 
     def write_predictions(self, out: Path | TextIO) -> None:
         """Write the predictions alone, into a folder, to a file's path or to an open text file."""
+
+    def discard(self) -> None:
+        """Remove what was written of a prediction that ended with an error."""
 
 
 def gather_by_index(items: dict[int, Item]) -> dict[int, Item]:

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"data", "models", "tasks"},
     "models": {"data", "preprocessing", "text", "weights"},
     "data": {"preprocessing", "randomness", "storage", "text", "weights"},
-    "tasks": {"optim", "plotting", "randomness", "storage", "text"},
+    "tasks": {"optim", "plotting", "preprocessing", "randomness", "storage", "text"},
     "weights": {"preprocessing", "run_folder", "storage", "text"},
     "plotting": {"storage", "text"},
     "explanation": {"text"},

@@ -1,11 +1,15 @@
+import math
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,10 +20,13 @@ from scalablevit_pl.plotting import (
     WRONG,
     Curve,
     _frequent_mistakes,
+    class_colors,
+    draw_bars,
     draw_comparison,
     draw_confusion,
     draw_curves,
     draw_predictions,
+    draw_segmentations,
     drawable_names,
 )
 
@@ -224,3 +231,71 @@ def test_names_from_right_to_left_are_drawn_without_warnings(tmp_path: Path) -> 
         warnings.simplefilter("error")
         draw_confusion({(0, 0): 1, (1, 2): 3}, names, tmp_path / "x.png", "title")
     read(tmp_path / "x.png")
+
+
+def test_class_colors_are_a_fixed_palette_of_different_colors() -> None:
+    colors = class_colors()
+    assert (colors.shape, colors.dtype) == ((256, 3), np.uint8)
+    assert len({tuple(color) for color in colors.tolist()}) == 256
+    assert colors[255].tolist() == [255, 255, 255]  # ignored
+    assert [to_hex(color / 255) for color in colors[:3]] == ["#404040", "#0072b2", "#e69f00"]
+    assert zlib.crc32(colors.tobytes()) == 4113533603
+    # Any two of the first twenty differ more than neighbors of a hue circle of fifty.
+    differences = np.abs(colors[:20, None].astype(int) - colors[None, :20].astype(int)).sum(2) + 1000 * np.eye(20)
+    assert differences.min() > 90
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_segmentations_are_drawn_with_their_errors(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, figures = [], []
+    monkeypatch.setattr(Axes, "imshow", lambda axis, picture, **options: shown.append(picture))
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    image = np.full((8, 10, 3), 200, dtype=np.uint8)
+    truth, predicted = np.zeros((4, 5), dtype=np.uint8), np.zeros((4, 5), dtype=np.uint8)
+    truth[0], predicted[3] = 255, 2
+    draw_segmentations([(image, truth, predicted)] * count, ["a", "b", "c"], tmp_path / "x.png", "a title")
+    assert len(shown) == 4 * count
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels == ([] if count == 0 else ["a", "c"]) + ["ignored", "wrong"]
+    if count:
+        assert np.array_equal(shown[1], class_colors()[truth])
+        assert np.array_equal(shown[2], class_colors()[predicted])
+        wrong = [int(255 * value) for value in to_rgb(WRONG)]
+        assert shown[3][3].tolist() == [wrong] * 5
+        assert shown[3][0].min() == 255
+        assert len(np.unique(shown[3][1:3])) == 1
+
+
+def test_legends_name_the_classes_with_the_most_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    truth = np.repeat(np.arange(60, dtype=np.uint8), np.arange(60) + 1)[None]
+    draw_segmentations(
+        [(np.zeros((*truth.shape, 3), dtype=np.uint8), truth, truth)], list(map(str, range(60))), tmp_path, ""
+    )
+    legend = figures[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()][:-2] == [str(index) for index in range(20, 60)]
+    assert legend.get_title().get_text() == "20 more classes have few pixels"
+
+
+def test_bars_are_in_the_order_of_the_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    draw_bars([0.25, math.nan, 0.75], ["low", "none", "high"], tmp_path / "x.png", "a title", "IoU")
+    (axis,) = figures[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["high", "low", "none"]
+    assert [text.get_text() for text in axis.texts] == ["0.750", "0.250", "does not occur"]
+    assert axis.get_legend().get_texts()[0].get_text() == "mean 0.500"
+    assert [bar.get_facecolor()[:3] for bar in axis.patches] == [
+        pytest.approx(class_colors()[index] / 255) for index in (2, 0, 1)
+    ]
+
+
+@pytest.mark.parametrize(("count", "text"), [(9999, "9999"), (10_000, "10k"), (2_345_678, "2.3M")])
+def test_counts_of_pixels_fit_into_their_cells(
+    count: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure))
+    draw_confusion({(0, 0): count}, ["a", "b"], tmp_path / "x.png", "")
+    assert [each.get_text() for each in figures[0].axes[0].texts] == [text]

@@ -103,6 +103,27 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         return precisions[dim_zero_cat(self.target).any(dim=0)].mean()
 
 
+class WeightedMean(SampleSums):
+    """Mean of values that are added as sums; NaN without any."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("total")
+        self.add_sum("count")
+
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Add the sum of some values, and their number."""
+        self.total = self.total + total
+        self.count = self.count + count
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
 def gather_sums(metric: Any, all_gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
     """Return the states of a metric of all processes, `(processes, …)` each; a collective call."""
     states = {name: getattr(metric, name) for name in metric._defaults}

@@ -188,3 +188,45 @@ def test_a_full_count_and_limited_ones_are_accepted(counted: int, limit: float) 
 def test_tolerated_unreadable_images_may_be_missing_from_the_count(counted: int, accepted: bool) -> None:
     with nullcontext() if accepted else pytest.raises(ValueError, match="were evaluated"):
         check_count("test", count_trainer(counted, 1.0, max_unreadable=3))
+
+
+class Files(Notes):
+    """A report that writes a folder as the predictions come."""
+
+    folder = "predicted"
+
+    def begin(self, out: Path | TextIO, pictures: bool = False) -> None:
+        self.out, self.pictures, self.discarded = out, pictures, False
+
+    def write_predictions(self, out: Path | TextIO) -> None:
+        assert self.gathered
+        assert out == self.out
+
+    def discard(self) -> None:
+        self.discarded = True
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_report_of_many_files_knows_its_folder_before_the_first_batch(pictures: bool, tmp_path: Path) -> None:
+    given = ReportData(["a"], 3, None)
+    for data, folder in ((None, tmp_path / "predicted"), (given, tmp_path)):
+        writer, task = PredictionWriter(tmp_path, data, pictures), make_task()
+        task.report = lambda data, predict: Files(data, predict)
+        for _ in range(2):
+            evaluate(writer, make_trainer(), task)
+            assert (writer.report.out, writer.report.pictures) == (folder, pictures)
+            assert not writer.report.discarded
+
+
+def test_incomplete_predictions_are_removed(tmp_path: Path) -> None:
+    writer, trainer, task = PredictionWriter(tmp_path), make_trainer(), make_task()
+    task.report = lambda data, predict: Files(data, predict)
+    writer.on_exception(trainer, task, KeyboardInterrupt())  # before there is anything
+    writer.on_predict_start(trainer, task)
+    writer.on_exception(trainer, task, KeyboardInterrupt())
+    assert writer.report.discarded
+    writer.on_predict_start(trainer, task)
+    writer.on_predict_batch_end(trainer, task, None, {"index": torch.tensor([-1]), "unreadable": ["cannot read b"]}, 0)
+    with pytest.raises(ValueError, match="cannot read b"):
+        writer.on_predict_end(trainer, task)
+    assert writer.report.discarded
