@@ -9,6 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
+from scene_data import SceneDataModule
+from small_tasks import Coarse
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -16,7 +18,7 @@ from scalablevit_pl.callbacks.averaging import WeightAverage
 from scalablevit_pl.callbacks.evaluation import EvaluationReport, PredictionWriter
 from scalablevit_pl.data import ClassificationDataModule
 from scalablevit_pl.preprocessing import Preprocessing
-from scalablevit_pl.tasks import ClassificationTask, MultiLabelTask
+from scalablevit_pl.tasks import ClassificationTask, MultiLabelTask, SegmentationTask
 
 WORLDS = (1, 2, 3)
 COUNTS = (2, 5, 11)
@@ -50,6 +52,10 @@ def make_data(folder: Path, count: int, batch_size: int, side: int = SIDE, **opt
     )
 
 
+def make_scenes(folder: Path, batch_size: int) -> SceneDataModule:
+    return SceneDataModule(str(folder / "scenes"), val_split="test", batch_size=batch_size, num_workers=0)
+
+
 def make_trainer(world: int, **options: Any) -> pl.Trainer:
     strategy = "ddp" if world > 1 else "auto"
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -75,6 +81,16 @@ def evaluate(rank: int, world: int, folder: Path) -> None:
     trainer.test(ClassificationTask(Pixels()), datamodule=make_data(folder, 2, 1))
     trainer = make_trainer(world, callbacks=[PredictionWriter(folder / f"predicted_{world}.csv")])
     trainer.predict(ClassificationTask(Pixels()), datamodule=make_data(folder, 5, 1), return_predictions=False)
+    for batch_size in BATCHES:
+        trainer = make_trainer(world)
+        trainer.validate(SegmentationTask(Coarse()), datamodule=make_scenes(folder, batch_size))
+        results[f"scenes {batch_size}"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    report = folder / f"processes_{world}/scenes"
+    report.mkdir(parents=True, exist_ok=True)
+    trainer = make_trainer(world, callbacks=[EvaluationReport(report, {})])
+    trainer.test(SegmentationTask(Coarse(), tta="flip"), datamodule=make_scenes(folder, 2))
+    trainer = make_trainer(world, callbacks=[PredictionWriter(report)])
+    trainer.predict(SegmentationTask(Coarse()), datamodule=make_scenes(folder, 2), return_predictions=False)
     # DDP sends batch norm's statistics from the first process to the others before each batch.
     network = timm.create_model("test_resnet.r160_in1k", num_classes=CLASSES)
     average = WeightAverage(0.9)

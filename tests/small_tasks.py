@@ -140,14 +140,15 @@ class Coarse(nn.Module):
         self.num_classes = num_classes
         generator = torch.Generator().manual_seed(0)
         self.convolution = nn.Conv2d(channels, num_classes, 5, stride=4, padding=2)
-        self.auxiliary = nn.Conv2d(channels, num_classes, 9, stride=8, padding=4)
+        self.auxiliary = nn.Conv2d(channels, num_classes, 9, stride=8, padding=4) if auxiliary else None
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5, generator=generator)
-        if auxiliary:
-            self.forward_with_auxiliary = lambda image: (self(image), self.auxiliary(image))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.convolution(image)
+
+    def forward_with_auxiliary(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self(image), None if self.auxiliary is None else self.auxiliary(image)
 
 
 SCENE = DensePreprocessing(32, 64, 16)

@@ -70,6 +70,7 @@ class EvaluationReport(pl.Callback):
         circumstances = {
             **answers,
             "tta": getattr(task, "tta", None),
+            **({"window": task.window, "stride": task.stride} if getattr(task, "window", None) else {}),
             **self.source,
             "dataset": datamodule.dataset,
             "revision": datamodule.commit or datamodule.revision,

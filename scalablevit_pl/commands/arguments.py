@@ -58,3 +58,14 @@ def check_output(option: str, path: Path, suffix: str = "", inputs: Iterable[Pat
         raise ValueError(f"{option} {str(path)!r} must be the name of a file in a folder that exists and is writable")
     if path.resolve() in {each.resolve() for each in inputs}:
         raise ValueError(f"{option} {str(path)!r} is one of the images or the weights: choose another name")
+
+
+def check_output_folder(option: str, path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Check that files can be written into the folder of an option, new or not, and would not replace an input."""
+    existing = next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {str(path)!r} must be the name of a folder that is new or writable")
+    if path.resolve() in {each.resolve().parent for each in inputs}:
+        raise ValueError(
+            f"{option} {str(path)!r} holds images or weights that could be replaced: choose another folder"
+        )

@@ -161,6 +161,7 @@ def _evaluation(path: Path, weights: Path, checkpoint: dict[str, Any], kind: str
         scores=_scores(report, part, checkpoint[RECORD_KEY]),
         command=_public_command(report.get("command")) or "",
         revision=report.get("revision"),
+        pixels=int(report[f"{part}/pixels"]) if f"{part}/pixels" in report else None,
     )
 
 

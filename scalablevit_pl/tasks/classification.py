@@ -83,6 +83,8 @@ class ClassificationTask(BaseTask):
             len(weights) != self.num_classes or not 0 <= weights.min() <= weights.max() < math.inf
         ):
             raise ValueError(f"class_weights must be {self.num_classes} numbers that are not negative, got {weights}")
+        if tta not in (None, "flip"):
+            raise ValueError(f"tta must be flip for a classifier, got {tta!r}")
         self.tta = tta
         self.network.multi_label = self.multi_label  # type: ignore[assignment]
         self.criterion = loss or nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing, reduction="none")

@@ -104,13 +104,22 @@ class SegmentationTask(BaseTask):
         self.stride = (window or 1) * 2 // 3 or 1 if stride is None else stride
         self.inference = Inference(window, self.stride, tta)
         self.criterion = loss or PixelCrossEntropy(class_weights)
+        self.training_forward: Any = getattr(self.network, "forward_with_auxiliary", None)
+
+    def on_fit_start(self) -> None:
+        """Compile also the forward of a network with an auxiliary head."""
+        super().on_fit_start()
+        if self.compiled and self.training_forward is not None:
+            self.training_forward = torch.compile(self.training_forward, dynamic=False)
 
     def compute(self, network: nn.Module, batch: Batch) -> TrainingLogits | list[Segmented]:
         """Compute logits for training, or in evaluation the classes of each image at the size of the original."""
         if not self.training:
             return self._segment(network, batch)
-        forward = getattr(network, "forward_with_auxiliary", None)
-        logits, auxiliary = (network(batch["image"]), None) if forward is None else forward(batch["image"])
+        if self.training_forward is None:
+            logits, auxiliary = network(batch["image"]), None
+        else:
+            logits, auxiliary = self.training_forward(batch["image"])
         return TrainingLogits(self._resize(logits, batch), auxiliary)
 
     def _resize(self, logits: Tensor, batch: Batch) -> Tensor:

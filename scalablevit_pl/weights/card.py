@@ -51,6 +51,7 @@ class Evaluation:
     scores: Sequence[Score]  # accuracies are fractions
     command: str
     revision: str | None = None  # of the data set
+    pixels: int | None = None  # that were counted, if the metrics are of pixels
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _metadata(description: Description, title: str, provenance: Provenance) -> s
             dataset_split=evaluation.split,
             dataset_revision=evaluation.revision,
             metric_type=score.hub_type,
-            metric_name=f"{score.label[:1].upper()}{score.label[1:]} on {evaluation.samples} images",
+            metric_name=f"{score.label[:1].upper()}{score.label[1:]} on {_counted(evaluation)}",
             metric_value=round(score.value, 6),
         )
         for evaluation in provenance.evaluations
@@ -126,6 +127,11 @@ def _metadata(description: Description, title: str, provenance: Provenance) -> s
         eval_results=results or None,
     )
     return str(data.to_yaml())
+
+
+def _counted(evaluation: Evaluation) -> str:
+    images = f"{evaluation.samples} images"
+    return images if evaluation.pixels is None else f"{images} ({evaluation.pixels} pixels)"
 
 
 def _slug(dataset: str) -> str:
@@ -204,7 +210,10 @@ def _results(evaluations: Sequence[Evaluation]) -> str:
     for evaluation in evaluations:
         values = {score.label: f"{score.value:.4f}" for score in evaluation.scores}
         cells = [values.get(label, "") for label in labels]
-        rows.append((f"{evaluation.dataset}, split `{evaluation.split}`", f"{evaluation.samples:,}", *cells))
+        counted = f"{evaluation.samples:,}"
+        if evaluation.pixels is not None:
+            counted += f" ({evaluation.pixels:,} pixels)"
+        rows.append((f"{evaluation.dataset}, split `{evaluation.split}`", counted, *cells))
     commands = "\n".join(dict.fromkeys(evaluation.command for evaluation in evaluations))
     return f"## Results\n\n{_table(('data', 'images', *labels), rows)}\n\n```\n{commands}\n```"
 

@@ -12,8 +12,11 @@ import torch
 from evaluation_processes import BATCHES, CLASSES, COUNTS, SIDE, WORLDS, Pixels, evaluate
 from forked_command import run_together
 from PIL import Image
-from small_tasks import calibration_error, mean_average_precision
+from scene_data import write_scenes
+from small_tasks import Coarse, calibration_error, evaluation_scenes, mean_average_precision
+from torch.nn import functional
 
+SCENES = 7
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -42,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, forkserver: ForkServerConte
             columns = {"image": images, "label": labels, "tags": tags_of(count)}
             rows = datasets.Dataset.from_dict(columns, features=features)
             rows.to_parquet(folder / f"data_{count}" / f"{split}-00000-of-00001.parquet")
+    write_scenes(folder / "scenes", test=SCENES)
     for world in WORLDS:
         run_together(forkserver, evaluate, world, world, folder)
     return folder
@@ -129,3 +133,42 @@ def test_tables_and_records_hold_each_sample_once(world: int, folder: Path) -> N
         assert [int(row["index"]) for row in rows] == list(range(count))
         logits, _ = logits_of(count)
         assert [row["label_1"] for row in rows] == [f"class {index}" for index in logits.argmax(1).tolist()]
+
+
+def test_pixels_are_counted_once_on_any_number_of_processes(folder: Path) -> None:
+    network, hits, counted, losses = Coarse(), 0, 0, 0.0
+    for sample in evaluation_scenes(SCENES):
+        height, width = sample["resized"].tolist()
+        with torch.no_grad():
+            logits = network(sample["image"][None])
+        padded = tuple(sample["image"].shape[-2:])
+        logits = functional.interpolate(logits, padded, mode="bilinear")[:, :, :height, :width]
+        logits, truth = functional.interpolate(logits, tuple(sample["size"]), mode="bilinear"), sample["mask"].long()
+        hits += int((logits[0].argmax(0) == truth)[truth != 255].sum())
+        counted += int((truth != 255).sum())
+        losses += functional.cross_entropy(logits.double(), truth[None], ignore_index=255, reduction="sum").item()
+    results = [
+        json.loads((folder / f"result_{world}_{rank}.json").read_text())[f"scenes {batch_size}"]
+        for world in WORLDS
+        for rank in range(world)
+        for batch_size in BATCHES
+    ]
+    assert len(results) == 18
+    for result in results:
+        assert result["val/pixels"] == counted
+        assert round(result["val/aacc"] * counted) == hits
+        assert result["val/loss"] == pytest.approx(losses / counted, rel=1e-6)
+        assert {name: result[name] for name in ("val/miou", "val/macc", "val/samples")} == {
+            name: results[0][name] for name in ("val/miou", "val/macc", "val/samples")
+        }
+
+
+def test_tables_and_masks_are_the_same_on_any_number_of_processes(folder: Path) -> None:
+    one = folder / "processes_1/scenes"
+    names = sorted(path.name for path in (one / "predictions").iterdir())
+    assert names == [*(f"image_{index}.png" for index in range(SCENES)), "shares.csv"]
+    for world in WORLDS[1:]:
+        other = folder / f"processes_{world}/scenes"
+        assert sorted(path.name for path in (other / "predictions").iterdir()) == names
+        for name in ("iou.csv", "predictions.png", "confusion.png", *(f"predictions/{name}" for name in names)):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (world, name)

@@ -96,6 +96,14 @@ def test_a_test_leaves_the_task_s_report_and_its_metrics(reported: str | None, s
     }
 
 
+def test_a_test_with_windows_states_their_size(tmp_path: Path) -> None:
+    task = make_task()
+    task.window, task.stride = 512, 341
+    evaluate(EvaluationReport(tmp_path, {}), make_trainer(), task)
+    record = json.loads((tmp_path / "test.json").read_text())
+    assert (record["window"], record["stride"]) == (512, 341)
+
+
 def test_a_validation_leaves_its_metrics_and_that_of_a_fit_nothing(tmp_path: Path) -> None:
     callback = EvaluationReport(tmp_path, {})
     fitting = make_trainer()
@@ -156,8 +164,8 @@ def test_the_writer_writes_to_an_open_file() -> None:
 
 
 def test_a_table_has_four_digits_and_whole_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert table({"test/iou": 0.123456, "test_ema/samples": 10000.0}) == (
-        "test/iou          0.1235\ntest_ema/samples  10,000\n"
+    assert table({"test/iou": 0.123456, "test_ema/samples": 10000.0, "val/pixels": 5e6}) == (
+        "test/iou             0.1235\ntest_ema/samples     10,000\nval/pixels        5,000,000\n"
     )
     evaluate(EvaluationReport(tmp_path, {}), make_trainer(), make_task())
     assert capsys.readouterr().out == "test/iou      0.5000\ntest/samples       3\ntest_ema/iou  0.7500\n"

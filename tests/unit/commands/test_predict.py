@@ -3,12 +3,16 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from small_networks import annotate, small
+from small_tasks import CLASSES, SCENE, Coarse, make_scene
 
-from scalablevit_pl.commands.arguments import check_output
+from scalablevit_pl.commands import predict
+from scalablevit_pl.commands.arguments import check_output, check_output_folder
 from scalablevit_pl.commands.predict import _parse, predict_files
 from scalablevit_pl.data.folders import find_images
 from scalablevit_pl.models import create_model
@@ -61,7 +65,10 @@ def test_a_source_without_images_is_named(source: str, problem: str, photos: Pat
         (["--weigths", "w", "x.jpg"], "unknown option --weigths: did you mean --weights?"),
         (["--weights", "w", "x.jpg", "--batch_size=many"], "--batch_size: invalid int value: 'many'"),
         (["--weights", "w", "x.jpg", "--batch_size=0"], "need --batch_size ≥ 1 and --num_workers ≥ 0, got 0 and 2"),
-        (["--weights", "w", "x.jpg", "--num_workers=-1"], "need --batch_size ≥ 1 and --num_workers ≥ 0, got 32 and -1"),
+        (
+            ["--weights", "w", "x.jpg", "--num_workers=-1"],
+            "need --batch_size ≥ 1 and --num_workers ≥ 0, got None and -1",
+        ),
         (["--weights", "w", "x.jpg", "--accelerator=tpu"], "--accelerator: invalid choice: 'tpu'"),
         (["--weights", "w"], "images"),
         (["x.jpg"], "--weights"),
@@ -75,7 +82,7 @@ def test_a_wrong_option_is_named(options: list[str], message: str) -> None:
 def test_the_defaults_are_those_of_the_help_page() -> None:
     arguments = _parse(["a.jpg", "b.jpg", "--weights=w"])
     assert arguments.images == [Path("a.jpg"), Path("b.jpg")]
-    assert (arguments.out, arguments.batch_size, arguments.num_workers) == (None, 32, 2)
+    assert (arguments.out, arguments.batch_size, arguments.num_workers) == (None, None, 2)
 
 
 def test_options_may_stand_between_images() -> None:
@@ -156,3 +163,90 @@ def test_a_table_replaces_neither_images_nor_weights_nor_a_folder(tmp_path: Path
         with pytest.raises(ValueError, match="--out"):
             check_output("--out", out, inputs=[image])
     check_output("--out", tmp_path / "x.csv", inputs=[image])
+
+
+@pytest.fixture
+def segmenter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The words that predict two of three images of different sizes by a segmenter; the third is not an image."""
+    description = SimpleNamespace(task="semantic-segmentation", multi_label=False)
+    names = [f"class {index}" for index in range(CLASSES)]
+    stored = SimpleNamespace(description=description, class_names=names, preprocessing=SCENE)
+    for name, result in (
+        ("pin_weights", "w"),
+        ("weights_path", tmp_path / "w"),
+        ("load_weights", stored),
+        ("build_stored", Coarse()),
+    ):
+        monkeypatch.setattr(predict, name, lambda *given, result=result: result)
+    (tmp_path / "photos").mkdir()
+    for index in (0, 2):
+        make_scene(index)[0].save(tmp_path / f"photos/{index}.png")
+    (tmp_path / "photos/1.png").write_bytes(b"no image")
+    return ["--weights=w", "--num_workers=0", "--accelerator=cpu", str(tmp_path / "photos")]
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_segmenter_writes_masks_shares_and_overlays(overlay: bool, segmenter: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "new/masks"
+    assert predict_files([*segmenter, f"--out={out}", *(["--overlay"] if overlay else [])]) == 1  # one is not an image
+    overlays = ["0_overlay.jpg", "2_overlay.jpg"] if overlay else []
+    assert sorted(path.name for path in out.iterdir()) == sorted(["0.png", "2.png", "shares.csv", *overlays])
+    assert [path.name for path in out.parent.iterdir()] == ["masks"]
+    for index in (0, 2):
+        with Image.open(out / f"{index}.png") as mask:
+            assert mask.size == make_scene(index)[0].size
+    with (out / "shares.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mask"] for row in rows] == ["0.png", "2.png"]
+    assert [row["path"] for row in rows] == [str(tmp_path / f"photos/{index}.png") for index in (0, 2)]
+
+
+@pytest.mark.parametrize("tta", ["flip", "multiscale"])
+def test_a_segmenter_averages_scales_and_mirror_images(tta: str, segmenter: list[str], tmp_path: Path) -> None:
+    plain, averaged = [], []
+    for words, found in (([], plain), ([f"--tta={tta}"], averaged)):
+        predict_files([*segmenter, *words, f"--out={tmp_path / 'masks'}"])
+        found += [np.asarray(Image.open(tmp_path / f"masks/{index}.png")) for index in (0, 2)]
+    assert any((one != other).any() for one, other in zip(plain, averaged, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the predictions are masks, one file for each image: name a folder for them with --out"),
+        (["--out={photos}"], "--out '.*photos' holds images or weights that could be replaced: choose another folder"),
+        (["--out={photos}/0.png"], "--out '.*0.png' must be the name of a folder that is new or writable"),
+    ],
+)
+def test_masks_need_a_folder_of_their_own(words: list[str], message: str, segmenter: list[str], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        predict_files([*segmenter, *(word.format(photos=tmp_path / "photos") for word in words)])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_incomplete_masks_are_removed(segmenter: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read"):
+        predict_files([*segmenter, "--strict", "--batch_size=1", f"--out={tmp_path / 'masks'}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--overlay"], "--overlay draws masks over images, and this network predicts none: omit it"),
+        (["--tta=multiscale"], "tta must be flip for a classifier, got 'multiscale'"),
+    ],
+)
+def test_options_of_segmenters_are_errors_for_classifiers(words: list[str], message: str, tmp_path: Path) -> None:
+    annotate(small(), ["a", "b", "c"]).save_pretrained(tmp_path / "model")
+    Image.new("L", (64, 64)).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=message):
+        predict_files(["--weights", str(tmp_path / "model"), *words, str(tmp_path / "1.png")])
+
+
+def test_a_folder_for_files_is_new_or_holds_no_inputs(tmp_path: Path) -> None:
+    check_output_folder("--out", tmp_path / "a/b", inputs=[tmp_path / "x.png"])
+    check_output_folder("--out", tmp_path, inputs=[tmp_path / "a/x.png"])
+    with pytest.raises(ValueError, match="holds images or weights"):
+        check_output_folder("--out", tmp_path / "a/..", inputs=[tmp_path / "x.png"])

@@ -263,3 +263,14 @@ def test_training_resumes_within_an_epoch_with_its_counts(make_trainer: MakeTrai
     assert {f"train/{name}": value.item() for name, value in found.items()} == {
         name: value.item() for name, value in whole.callback_metrics.items() if name.removeprefix("train/") in found
     }
+
+
+def test_the_forward_with_an_auxiliary_head_is_compiled(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
+    trainer = make_trainer(limit_val_batches=0)
+    trainer.fit(SegmentationTask(Coarse(auxiliary=True), compile=True), loader(training_scenes(4)))
+    assert compiled == [{"dynamic": False}]

@@ -262,3 +262,13 @@ def test_a_class_name_that_is_not_a_path_stays_out_of_the_code(path: str) -> Non
     text = write_card(CardSubject(description, 1, "float32", "model(image)"), "m", Provenance())
     assert "from scalablevit_pl import from_pretrained" in text
     assert "evil" not in text.partition("## Use")[2].partition("## Network")[0]
+
+
+def test_metrics_of_pixels_state_their_number() -> None:
+    miou = Score("mean IoU", "mean_iou", 0.5312)
+    evaluation = Evaluation("scenes", "test", 1500, [miou], "scalablevit test --run a", pixels=4_608_000)
+    text = card(Provenance(evaluations=[evaluation]))
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("mean_iou", 0.5312)
+    assert result.metric_name == "Mean IoU on 1500 images (4608000 pixels)"
+    assert "| scenes, split `test` | 1,500 (4,608,000 pixels) | 0.5312 |" in text
