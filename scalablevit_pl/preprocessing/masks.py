@@ -14,7 +14,7 @@ from scalablevit_pl.preprocessing.decoding import UnreadableImageError, convert_
 IGNORED = 255  # the class of pixels that no loss and no metric counts
 MOST_CLASSES = 255  # indices from 0 to 254
 WIDEST = 2**16  # values of a mask are below
-LOSSY = ("JPEG", "MPO")
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "HEIF")  # or may be
 
 Color = tuple[int, int, int]
 Values = NDArray[Any]
@@ -110,10 +110,13 @@ class MaskFormat:
         """
         image = decode(source, name, lambda image: image)
         if image.format in LOSSY:
-            raise UnreadableImageError(f"{name} is a JPEG, which changes the values of pixels: store masks as PNG")
+            raise UnreadableImageError(
+                f"{name} is a {image.format}, which may change the values of pixels: store masks as PNG"
+            )
         colored = self.palette is not None
         values = _numbers(np.asarray(convert_image(image, "RGB"))) if colored else _values(image, name)
-        found = self.table.take(values, mode="clip")
+        signed = values.dtype.kind == "i"
+        found = self.table.take(np.where(values < 0, WIDEST, values) if signed else values, mode="clip")
         wrong = values[found == 0]
         if wrong.size:
             raise UnreadableImageError(f"{name} has {self._describe(wrong)}")
@@ -143,9 +146,9 @@ def _numbers(colors: NDArray[np.uint8]) -> Values:
 def _values(image: Image.Image, name: str) -> Values:
     """Return the values `(H, W)` of pixels that are not colors."""
     pixels = np.asarray(image)
-    if image.mode == "I" or (image.mode == "F" and (pixels == pixels.round()).all()):
-        return pixels.astype(np.int64).astype(np.uint32)  # negative values become large ones
-    if image.mode in ("1", "L", "P") or image.mode.startswith("I;"):
+    if image.mode == "F" and np.isfinite(pixels).all() and (pixels == pixels.round()).all():
+        return pixels.clip(-(2.0**31), 2.0**31).astype(np.int64)  # all beyond are equally wrong
+    if image.mode in ("1", "I", "L", "P") or image.mode.startswith("I;"):
         return pixels
     if image.mode in ("LA", "PA"):
         return pixels[:, :, 0]

@@ -136,9 +136,26 @@ def test_a_value_outside_the_classes_is_counted() -> None:
         read(Image.fromarray(values), 3)
 
 
-def test_a_mask_of_lossy_compression_is_rejected() -> None:
-    with pytest.raises(UnreadableImageError, match=r"m\.png is a JPEG, which changes"):
-        read(encoded(Image.new("L", (9, 9)), "JPEG"))
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000"])
+def test_a_mask_of_lossy_compression_is_rejected(kind: str) -> None:
+    with pytest.raises(UnreadableImageError, match=rf"m\.png is a {kind}, which may change"):
+        read(encoded(Image.new("L", (9, 9)), kind))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (np.int32(-5), "9 pixels of the value -5,"),
+        (np.float32(-1), "9 pixels of the value -1,"),
+        (np.float32(2.0**32), "9 pixels of the value "),
+        (np.float32(1e30), "9 pixels of the value "),
+        (np.float32("inf"), "not whole numbers"),
+        (np.float32("nan"), "not whole numbers"),
+    ],
+)
+def test_numbers_far_from_the_classes_are_rejected(value: Any, problem: str) -> None:
+    with pytest.raises(UnreadableImageError, match=problem):
+        read(encoded(Image.fromarray(np.full((3, 3), value)), "TIFF"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", encoded(Image.fromarray(VALUES))[:-30]])
