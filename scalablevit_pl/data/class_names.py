@@ -43,7 +43,7 @@ def read_class_file(path: Path) -> ClassFile:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = None if path.suffix.lower() == ".txt" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:  # of deep nesting, of impossible dates
         raise ValueError(f"cannot read the class names in {str(path)!r}: {one_line(error, 200)}; correct it") from error
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -57,6 +57,8 @@ def read_class_file(path: Path) -> ClassFile:
         content = [names[index] for index in indices] if names.keys() == set(indices) else None
     if not isinstance(content, list):
         raise ValueError(f"{str(path)!r} has no class names: list them as `names`, in the order of their indices")
+    if any(isinstance(name, list | dict | set) for name in content):  # aliases can make them larger than the memory
+        raise ValueError(f"{str(path)!r} has lists among the class names: list the names themselves")
     return ClassFile(check_names(map(str, content), repr(str(path))), palette)
 
 

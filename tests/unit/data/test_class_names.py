@@ -65,3 +65,25 @@ def test_names_that_look_alike_are_one_spelling() -> None:
     assert check_names(["cafe\u0301"], "here") == ["caf\u00e9"]
     with pytest.raises(ValueError, match="here names the class 'caf\u00e9' twice"):
         check_names(["cafe\u0301", "caf\u00e9"], "here")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[" * 5000, "cannot read the class names"),
+        ("names: [a, 2001-99-99]", "cannot read the class names"),
+        ("names: &a [*a, b]", "has lists among the class names"),
+        ("names: [a, {b: c}]", "has lists among the class names"),
+    ],
+)
+def test_structures_that_are_not_names_are_errors(content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        read_class_file(tmp_path / "data.yaml")
+
+
+def test_names_that_aliases_multiply_are_not_written_out(tmp_path: Path) -> None:
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 30)]
+    (tmp_path / "data.yaml").write_text(f"l0: &l0 x\n{''.join(levels)}names: [*l29]\n")
+    with pytest.raises(ValueError, match="has lists among the class names"):
+        read_class_file(tmp_path / "data.yaml")
