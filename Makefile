@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN := quickstart-$(shell date +%Y%m%d-%H%M%S)
+NOW := $(shell date +%Y%m%d-%H%M%S)
+RUN = $@-$(NOW)
 CODE := scalablevit_pl tests docs checkpoints benchmarks
 # Folder with the four original files, as installed by Debian's package dataset-fashion-mnist.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
@@ -13,12 +14,12 @@ FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and
 # If the environment disables bytecode, each test process would compile all of torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all test-oldest lint format wheel-check verify-checkpoints benchmark-imports benchmark-loading \
-    benchmark-loader benchmark-check benchmark-networks clean
+.PHONY: quickstart quickstart-segmentation test test-all test-oldest lint format wheel-check verify-checkpoints \
+    benchmark-imports benchmark-loading benchmark-loader benchmark-check benchmark-networks clean
 
-# Train nano on the sample, test it, and list the pictures.
-quickstart: $(VENV)/.installed
-	$(BIN)/scalablevit fit --config recipes/quickstart.yaml --run $(RUN)
+# Train nano on a sample, test it, and list the pictures: as a classifier, or as a segmenter of scenes.
+quickstart quickstart-segmentation: $(VENV)/.installed
+	$(BIN)/scalablevit fit --config recipes/$(subst -,_,$@).yaml --run $(RUN)
 	$(BIN)/scalablevit test --run $(RUN)
 	@echo
 	@echo "Pictures:"

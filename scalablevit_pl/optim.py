@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 Schedule = LRScheduler | Scheduler  # torch's or timm's
-ScheduleFactory = Callable[[Optimizer], Schedule] | Callable[[Optimizer, int, int], Schedule]
+# One for each number of arguments that a recipe does not state: `total_steps`, and `steps_per_epoch` too.
+ScheduleFactory = (
+    Callable[[Optimizer], Schedule] | Callable[[Optimizer, int], Schedule] | Callable[[Optimizer, int, int], Schedule]
+)
 
 
 def parameter_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str, Any]]:

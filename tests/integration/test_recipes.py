@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,6 +28,18 @@ SIZES = {
     "imagenet_scalablevit_l.yaml": 109_288_840,
     "imagenet_swin_t.yaml": 28_288_354,
     "imagenet_twins_svt_s.yaml": 24_060_776,
+    "quickstart_segmentation.yaml": 3_040_098,
+    "finetune_segmentation.yaml": 3_040_098,
+    "ade20k_semantic_fpn_s.yaml": 30_043_270 + 1_920,  # with the norms of the backbone's maps
+    "ade20k_semantic_fpn_b.yaml": 78_998_214 + 2_880,
+    "ade20k_semantic_fpn_l.yaml": 105_479_222 + 3_840,
+    "ade20k_semantic_fpn_swin_t.yaml": 31_893_840,
+    "ade20k_semantic_fpn_twins_svt_s.yaml": 27_798_934,
+    "ade20k_upernet_s.yaml": 56_100_636 + 1_920,
+    "ade20k_upernet_b.yaml": 107_046_236 + 2_880,
+    "ade20k_upernet_l.yaml": 135_517_900 + 3_840,
+    "ade20k_upernet_swin_t.yaml": 59_941_862,
+    "ade20k_upernet_twins_svt_s.yaml": 53_856_300,
 }
 IMAGENET = {  # with the drop path rate of the network's last block in its paper
     "imagenet_scalablevit_s.yaml": 0.2,
@@ -35,6 +48,7 @@ IMAGENET = {  # with the drop path rate of the network's last block in its paper
     "imagenet_swin_t.yaml": 0.2,
     "imagenet_twins_svt_s.yaml": 0.2,
 }
+ADE20K = {name: 0.3 if name.endswith("_l.yaml") else 0.2 for name in SIZES if name.startswith("ade20k")}
 # Their network is that of the weights; tests/integration/test_weights.py runs them.
 FROM_WEIGHTS = {"finetune.yaml", "linear_probe.yaml"}
 # In single precision, since some CPUs take minutes for what a GPU does in bfloat16.
@@ -94,23 +108,50 @@ def test_photos_are_normalized_as_imagenet(options: list[str], size: int, monkey
     assert (data.preprocessing.mean, data.preprocessing.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
-def test_the_imagenet_recipes_differ_only_in_the_network(recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "optimizer", "schedule", "steps"),
+    [
+        ("semantic_fpn", (1e-4, 1e-4), {"power": 0.9, "min_lr": 1e-6, "warmup_steps": 0}, 80_000),
+        ("upernet", (6e-5, 0.01), {"power": 1.0, "warmup_steps": 1500, "warmup_factor": 1e-6}, 160_000),
+    ],
+)
+def test_the_ade20k_recipes_are_those_of_twins(
+    head: str, optimizer: tuple[float, float], schedule: dict[str, float], steps: int
+) -> None:
+    config, task = parse(f"ade20k_{head}_s.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert task.network.config["head"] == head
+    assert (task.network.head.auxiliary is not None) == (head == "upernet")
+    given = model["optimizer"]["init_args"]
+    assert (given["lr"], given["weight_decay"]) == optimizer
+    assert model["schedule"]["class_path"] == "scalablevit_pl.optim.PolynomialSchedule"
+    assert schedule.items() <= model["schedule"]["init_args"].items()
+    assert (trainer["max_steps"], trainer["sync_batchnorm"], model["base_batch_size"]) == (steps, True, 16)
+    assert (data["batch_size"], len(data["class_names"]), data["reduce_zero_label"]) == (2, 150, True)
+    assert {"short_side": 512, "long_side": 2048}.items() <= data["preprocessing"].items()
+    augmentation = {"crop_size": 512, "cat_max_ratio": 0.75, "hflip": 0.5, "distortion": 0.5}
+    assert augmentation.items() <= data["augmentation"].items()
+    assert tuple(data["augmentation"]["scale"]) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("recipe", [*IMAGENET, *ADE20K])
+def test_the_recipes_of_a_comparison_differ_only_in_the_network(recipe: str) -> None:
     shared = []
-    for name in (recipe, "imagenet_scalablevit_s.yaml"):
+    first = "imagenet_scalablevit_s.yaml" if recipe in IMAGENET else f"{recipe[: recipe.index('_', 12)]}_s.yaml"
+    for name in (recipe, first.replace("semantic_s", "semantic_fpn_s")):
         config, _ = parse(name)
         model = {key: value for key, value in config["model"]["init_args"].items() if key != "network"}
         shared.append({**config, "model": {**config["model"], "init_args": model}, "config": None})
     assert shared[0] == shared[1]
-    assert shared[0]["model"]["init_args"].keys() > {"optimizer", "schedule", "base_batch_size", "label_smoothing"}
+    assert shared[0]["model"]["init_args"].keys() > {"optimizer", "schedule", "base_batch_size"}
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
-def test_the_imagenet_networks_use_the_drop_path_rates_of_their_papers(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", [*IMAGENET, *ADE20K])
+def test_the_networks_use_the_drop_path_rates_of_their_papers(recipe: str) -> None:
     _, task = parse(recipe)
     paths = [module for module in task.network.modules() if type(module).__name__ == "DropPath"]
     rates = [getattr(path, "rate", getattr(path, "drop_prob", None)) for path in paths]  # our name, and timm's
-    assert rates[-1] == pytest.approx(IMAGENET[recipe])
+    assert rates[-1] == pytest.approx((IMAGENET | ADE20K)[recipe])
     assert rates == sorted(rates)
 
 
@@ -160,6 +201,29 @@ def test_an_imagenet_recipe_trains(
     assert resolved["lr"] == pytest.approx(5e-4 * 2 / 512)
     assert resolved["parameters"] == resolved["trainable_parameters"] == SIZES[recipe]
     assert sum(group["parameters"] for group in resolved["parameter_groups"]) == SIZES[recipe]
+
+
+def test_an_ade20k_recipe_trains_on_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.RandomState(0)
+    for split in ("training", "validation"):
+        for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+            (tmp_path / "ade" / folder / split).mkdir(parents=True)
+            for index in range(2):
+                shape = (48, 72, 3) if folder == "images" else (48, 72)
+                values = random.randint(0, 256 if folder == "images" else 151, shape).astype(np.uint8)
+                Image.fromarray(values).save(tmp_path / "ade" / folder / split / f"{index}.{suffix}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # restored after the test
+    small = ["--data.augmentation.crop_size=64", "--data.preprocessing.short_side=64", "--data.num_workers=0"]
+    words = ["--data.dataset=ade", "--data.revision=null", "--data.split_sizes=null", "--run=x", *small, *ONE_CPU]
+    words += ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.sync_batchnorm=false"]
+    invocation = Invocation.parse(["fit", "--config", "recipes/ade20k_semantic_fpn_s.yaml", *words])
+    trainer = run_experiment(invocation.resolve())
+    assert trainer.global_step == 2
+    assert trainer.callback_metrics["val/samples"] == 2
+    resolved = json.loads((tmp_path / "runs/x/resolved.json").read_text())
+    assert resolved["lr"] == pytest.approx(1e-4 * 2 / 16)
+    assert resolved["parameters"] == SIZES["ade20k_semantic_fpn_s.yaml"]
 
 
 def test_the_debugging_configurations_follow_a_recipe(scalablevit: Run, tmp_path: Path) -> None:
