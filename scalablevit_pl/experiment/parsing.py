@@ -93,8 +93,9 @@ class ParsedExperiment(LightningCLI):
     def set_classes(self, number: int | None) -> None:
         """Set the network's number of classes if the configuration leaves it open."""
         if self.classes_open:
-            class_arguments(self.config)[0]["num_classes"] = number and max(number, 2)  # one class is the data's error
-            vars(self).pop("config_dump", None)  # Lightning keeps what it dumps when something is built
+            # Lightning keeps what it dumps, which takes long, when something is built.
+            for config in filter(None, (self.config, vars(self).get("config_dump"))):
+                class_arguments(config)[0]["num_classes"] = number and max(number, 2)  # one class is the data's error
 
     def instantiate_classes(self) -> None:
         """Build nothing yet: that is up to `build`."""

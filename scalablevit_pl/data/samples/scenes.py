@@ -21,7 +21,7 @@ from scalablevit_pl.data.samples.make_fashion_mnist_sample import CLASS_NAMES
 CLASSES = ["background", *CLASS_NAMES]
 SPLITS = ("train", "test")
 FOLDER = Path(__file__).parent / "fashion_mnist_sample"
-VERSION = 2  # of what is drawn: part of the key of the cached scenes
+VERSION = 3  # of what is drawn: part of the key of the cached scenes
 SMALLEST = 32
 PALE = 16  # the highest value of a garment's image that still is its surroundings
 LEAST_VISIBLE = 0.25  # of a garment
@@ -50,7 +50,7 @@ class Scene(NamedTuple):
 
 
 def draw_scene(split: str, index: int, seed: int = 0, side: int = 96) -> Scene:
-    """Draw 2 to 6 garments of `side / 4` to `7 * side / 12` pixels in front of a smooth random texture.
+    """Draw 2 to 5 garments of `side / 3` to `2 * side / 3` pixels in front of a smooth random texture.
 
     Garments are drawn from the front to the back. One of which at most a quarter would be visible is left out.
 
@@ -68,8 +68,8 @@ def draw_scene(split: str, index: int, seed: int = 0, side: int = 96) -> Scene:
     # RandomState's stream is the same with every version of NumPy.
     random = np.random.RandomState(np.random.PCG64((seed, SPLITS.index(split), index)))
     values, instances, labels, boxes = _texture(random, side), np.zeros((side, side), np.uint8), [], []
-    count = random.randint(2, 7)
-    sizes = random.randint(side // 4, 7 * side // 12 + 1, count)
+    count = random.randint(2, 6)
+    sizes = random.randint(side // 3, 2 * side // 3 + 1, count)
     corners = (random.random_sample((count, 2)) * (side - sizes + 1)[:, None]).astype(int)
     for number, size, (top, left) in zip(random.randint(len(garments), size=count), sizes, corners, strict=True):
         window = np.s_[top : top + size, left : left + size]

@@ -45,7 +45,7 @@ def test_a_scene_is_the_same_in_any_order_and_in_another_process(drawn: list[Sce
 
 def test_a_scene_is_the_same_on_every_machine() -> None:
     scene = draw_scene("test", 3, seed=1, side=40)
-    assert digest(scene) == "5eb4dabcf0ad3703de6f881aee99522c1bd0b567d53f3e5f43c8c109df360156"
+    assert digest(scene) == "4aeb7f64cc6f4ed3a43ff24161b842133c6088e35c4ec57393c0f2359ef58d33"
 
 
 def test_seed_split_index_and_side_change_the_scene() -> None:
@@ -130,7 +130,7 @@ def test_each_split_draws_from_its_own_garments(split: str, monkeypatch: pytest.
 
 def test_scenes_are_as_varied_as_described(drawn: list[Scene]) -> None:
     counts = Counter(len(scene.labels) for scene in drawn)
-    assert set(counts) == {1, 2, 3, 4, 5, 6}
+    assert set(counts) == {1, 2, 3, 4, 5}
     assert counts[1] < COUNT // 20  # only if the other garments are covered
     sizes = np.concatenate([scene.boxes[:, 2:] - scene.boxes[:, :2] for scene in drawn])
     assert sizes.max() == 56
