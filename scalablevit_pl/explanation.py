@@ -123,7 +123,10 @@ def explain_argument(message: str, parser: ArgumentParser) -> str:
     option = f"--{'.'.join(keys)}: " if keys else ""
     rejected = REJECTED.search(message)
     if rejected:
-        name = next(text for text in rejected.groups()[-3:] if text).split("=")[0].lstrip("-")
+        word = next(text for text in rejected.groups()[-3:] if text)
+        if "unrecognized" in rejected[0] and not word.startswith("-"):
+            return f"{word!r} belongs to no option: quote a value that has spaces or brackets"
+        name = word.split("=")[0].lstrip("-")
         where = [*keys, rejected["group"]] if rejected["group"] else keys
         return f"unknown option --{'.'.join([*where, name])}{_hint(name, keys, rejected, parser)}"
     wrong = _wrong_value(re.split(r'Parser key "[^"]+":', message)[-1])

@@ -231,7 +231,7 @@ def _short(count: int) -> str:
 def _frequent_mistakes(pairs: Mapping[tuple[int, int], int], class_names: Sequence[str], top: int = 40) -> list[str]:
     mistakes = sorted((-count, *pair) for pair, count in pairs.items() if pair[0] != pair[1])
     return [
-        f"{-count:,} × {shorten(class_names[true])} ({true}) predicted as {shorten(class_names[wrong])} ({wrong})"
+        f"{_short(-count)} × {shorten(class_names[true])} ({true}) predicted as {shorten(class_names[wrong])} ({wrong})"
         for count, true, wrong in mistakes[:top]
     ]
 
@@ -340,9 +340,9 @@ def draw_bars(values: Sequence[float], class_names: Sequence[str], path: Path, t
     axis.barh(range(len(order)), drawn, color=class_colors()[order] / 255.0)
     for place, index in enumerate(order):
         text = "does not occur" if math.isnan(values[index]) else f"{values[index]:.3f}"
-        axis.text(drawn[place] + 0.01, place, text, va="center", fontsize=8)
+        axis.text(drawn[place] + 0.01, place, text, va="center", fontsize=8, backgroundcolor="white")
     mean = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
-    axis.axvline(mean, color=RATE, linestyle="--", label=f"mean {mean:.3f}")
+    axis.axvline(mean, color=RATE, linestyle="--", zorder=0, label=f"mean {mean:.3f}")
     axis.set_yticks(range(len(order)), [shorten(class_names[index], 24) for index in order], fontsize=8)
     axis.set(xlim=(0.0, 1.08), ylim=(len(order) - 0.4, -0.6), xlabel=label)
     axis.grid(axis="x", alpha=0.3)

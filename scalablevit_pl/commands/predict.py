@@ -35,7 +35,8 @@ def predict_files(options: list[str]) -> int:
     network = build_stored(stored)
     kind = MultiLabelTask if stored.description.multi_label else TASKS[stored.description.task]
     task = kind(network, tta=arguments.tta)
-    data = ReportData(stored.class_names, len(paths), stored.preprocessing)
+    preprocessing = getattr(network, "preprocessing", stored.preprocessing)  # networks of timm have none
+    data = ReportData(stored.class_names, len(paths), preprocessing)
     in_folder = task.report(data, predict=True).folder is not None
     if arguments.overlay and not in_folder:
         raise ValueError("--overlay draws masks over images, and this network predicts none: omit it")
@@ -46,7 +47,7 @@ def predict_files(options: list[str]) -> int:
     shown = io.StringIO(newline=None) if arguments.out is None and sys.stdout.isatty() else None
     writer = PredictionWriter(arguments.out or shown or sys.stdout, data, arguments.overlay)
     loader = DataLoader(
-        ImageFiles(paths, stored.preprocessing, arguments.strict),
+        ImageFiles(paths, preprocessing, arguments.strict),
         batch_size=batch_size,
         num_workers=min(arguments.num_workers, len(paths) // batch_size),
         collate_fn=collate,

@@ -65,11 +65,11 @@ def read_class_file(path: Path) -> ClassFile:
 def check_names(names: Iterable[str], source: str) -> list[str]:
     """Return class names in one spelling; `source` states where they come from in errors."""
     known = [nfc(name) for name in names]
+    if not 1 <= len(known) <= MOST_CLASSES:
+        raise ValueError(f"{source} names {len(known):,} classes: masks can have 1 to {MOST_CLASSES}")
     twice = next((name for name in known if known.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{source} names the class {twice!r} twice: give each class a name of its own")
-    if not 1 <= len(known) <= MOST_CLASSES:
-        raise ValueError(f"{source} names {len(known)} classes: masks can have 1 to {MOST_CLASSES}")
     return known
 
 

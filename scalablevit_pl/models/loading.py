@@ -68,7 +68,7 @@ def _adapt_channels(stored: "StoredModel", channels: int | None) -> "StoredModel
     """
     description = stored.description
     name, backbone = "backbone.stages.0.patch_embed.proj.weight", description.config.get("backbone", {})
-    if channels in (None, backbone.get("in_channels", 3)):
+    if channels is None or not isinstance(backbone, dict) or channels == backbone.get("in_channels", 3):
         return stored
     if name not in stored.tensors:
         raise ValueError(

@@ -145,6 +145,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{argument} must have four entries, one for each stage, got {values}")
         if argument != "channel_ratios" and min(values) < 1:
             raise ValueError(f"{argument} must be at least 1 in every stage, got {values}")
+    if not isinstance(config["window_size"], int):  # which would only be noticed when the network computes
+        raise ValueError(f"window_size must be a whole number, got {config['window_size']!r}")
     in_channels, mlp_ratio = config["in_channels"], config["mlp_ratio"]
     if in_channels < 1 or mlp_ratio <= 0:
         raise ValueError(f"in_channels must be at least 1 and mlp_ratio positive, got {in_channels} and {mlp_ratio}")

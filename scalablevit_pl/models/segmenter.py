@@ -142,6 +142,9 @@ class SemanticSegmenter(PretrainedNetwork):
 
     @preprocessing.setter
     def preprocessing(self, preprocessing: Any) -> None:
+        if preprocessing is not None and not hasattr(preprocessing, "restore_classes"):
+            kind = type(preprocessing).__name__
+            raise ValueError(f"a segmenter needs a DensePreprocessing, which restores the size of images, got {kind}")
         self._preprocessing = preprocessing
 
     _preprocessing: Any = None

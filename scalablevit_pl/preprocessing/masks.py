@@ -71,11 +71,6 @@ class MaskFormat:
             raise ValueError(f"ignore_value must be from 0 to {WIDEST - 1}, got {self.ignore_value}")
         if self.palette is None:
             return
-        for color in self.palette:
-            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-                raise ValueError(f"a color of the palette must have three values from 0 to 255, got {list(color)}")
-            if self.palette.count(color) > 1:
-                raise ValueError(f"the palette has the color {list(color)} twice: give each class its own")
         values = set(range(self.first, self.first + self.num_classes))
         known = set(range(len(self.palette)))
         if not values <= known or known - values - {0, self.ignore_value}:
@@ -83,6 +78,11 @@ class MaskFormat:
                 f"the palette has {len(self.palette)} colors for the values {self.first} to {max(values)} of "
                 f"{self.num_classes} classes: give one for each"
             )
+        for color in self.palette:
+            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+                raise ValueError(f"a color of the palette must have three values from 0 to 255, got {list(color)}")
+            if self.palette.count(color) > 1:
+                raise ValueError(f"the palette has the color {list(color)} twice: give each class its own")
 
     @property
     def first(self) -> int:

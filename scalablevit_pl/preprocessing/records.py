@@ -21,6 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 COLORS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 # Far beyond the images of any network: a larger resize would only exhaust the memory.
 LARGEST_SIDE = 16384
+LARGEST_DIVISOR = 1024
 # Numbers among the logits that are resized at a time: all of a photograph would take gigabytes for 150 classes.
 LARGEST_LOGITS = 2**23
 # Only the center of a longer image is resized for a center crop.
@@ -234,6 +235,8 @@ class DensePreprocessing(ImagePreprocessing):
             raise ValueError(
                 f"long_side must be from short_side to {LARGEST_SIDE}, got {self.long_side} and {self.short_side}"
             )
+        if self.divisor > LARGEST_DIVISOR:
+            raise ValueError(f"divisor must be at most {LARGEST_DIVISOR}, got {self.divisor}")
         super().__post_init__()
 
     def pixels(self, image: Image.Image) -> Tensor:

@@ -151,7 +151,7 @@ def read_description(folder: Path) -> Description:
             class_names=_read_labels(content),
             preprocessing=read_record(_entry(content, "preprocessing", dict)) if content.get("preprocessing") else None,
             network_class=content.get("network_class") and _entry(content, "network_class", str),
-            multi_label=content.items() >= MULTI_LABEL.items(),
+            multi_label=content.items() >= {"task": CLASSIFICATION, **MULTI_LABEL}.items(),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -193,8 +193,6 @@ def classifier_config(content: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the entries of a classifier's `config.json` into the `config` of its network."""
     arguments = dict(content["model_args"])
     outer = {key: arguments.pop(key) for key in ("head", "global_pool") if key in arguments}
-    if not isinstance(arguments.get("window_size", 7), int):  # which the network would only notice when it computes
-        raise TypeError("window_size is not a whole number")
     name = _entry(content, "architecture", str)
     return {"name": name, "num_classes": content["num_classes"], **outer, "backbone": arguments}
 

@@ -164,6 +164,7 @@ def parser() -> ArgumentParser:
             "unrecognized arguments: --trainer.max_epoch=3 --trainer.x=1",
             "unknown option --trainer.max_epoch: did you mean --trainer.max_epochs?",
         ),
+        ("unrecognized arguments: b]", "'b]' belongs to no option: quote a value that has spaces or brackets"),
         ("unrecognized arguments: --max_epochs=3", "unknown option --max_epochs: did you mean --trainer.max_epochs?"),
         ("unrecognized arguments: --epochs=3", "unknown option --epochs: did you mean --trainer.max_epochs?"),
         ("unrecognized arguments: --lr", "unknown option --lr: did you mean --model.optimizer.lr?"),

@@ -207,6 +207,7 @@ def test_the_most_frequent_mistakes_come_first() -> None:
         "1 × c (2) predicted as b (1)",
     ]
     assert _frequent_mistakes(pairs, ["a", "b", "c"], top=1) == ["5 × b (1) predicted as a (0)"]
+    assert _frequent_mistakes({(0, 1): 1_234_567}, ["a", "b"]) == ["1.2M × a (0) predicted as b (1)"]
 
 
 def test_a_font_that_has_the_characters_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ def test_a_palette_may_be_beside_the_names(tmp_path: Path) -> None:
         ("names: [sky, sky]\n", r"data\.yaml' names the class 'sky' twice"),
         ("names: []\n", "names 0 classes: masks can have 1 to 255"),
         (f"names: {list(range(256))}\n", "names 256 classes: masks can have 1 to 255"),
+        (f"names: {[1] * 100_000}\n", "names 100,000 classes"),  # before names are compared
         ("names: [sky\n", "cannot read the class names in"),
         ("names: [sky]\npalette: [0, 1]\n", "has a palette that is not a list of colors of three numbers"),
     ],

@@ -367,6 +367,7 @@ def test_errors_name_rates_out_of_range(argument: str, rate: float) -> None:
         ({"spatial_ratios": (8, 0, 2, 1)}, "got [8, 0, 2, 1]"),
         ({"window_pad": "reflect"}, "got 'reflect'"),
         ({"window_size": 0}, "got 0"),
+        ({"window_size": 7.5}, "got 7.5"),
     ],
 )
 def test_errors_name_arguments_that_do_not_fit_together(arguments: dict[str, Any], named: str) -> None:

@@ -1,5 +1,6 @@
 """Segmenters: parameters and cost, folders, other classes and tasks, images of any size, compilers."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from scalablevit_pl.models.cost import count_multiply_adds, count_norms
 from scalablevit_pl.models.kernels import OPEN_SIZES
 from scalablevit_pl.models.segmenter import DecoderName
 from scalablevit_pl.optim import parameter_groups
-from scalablevit_pl.preprocessing import DensePreprocessing, records
-from scalablevit_pl.weights.folder import CARD
+from scalablevit_pl.preprocessing import DensePreprocessing, Preprocessing, records
+from scalablevit_pl.weights.folder import CARD, MULTI_LABEL, read_description
 
 HEADS: list[DecoderName] = ["semantic_fpn", "upernet"]
 PREPROCESSING = DensePreprocessing(48, 128, 32)
@@ -283,3 +284,30 @@ def test_the_network_can_be_exported_for_images_of_any_size(head: DecoderName) -
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SemanticSegmenter(ScalableViT(**SIZE), **{"num_classes": 3} | options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preprocessing": Preprocessing().to_dict()}, "a segmenter needs a DensePreprocessing"),
+        ({"config": {"backbone": ["tiny"]}}, "describes no network that can be built"),
+        ({"config": {"backbone": None}}, "describes no network that can be built"),
+    ],
+    ids=str,
+)
+def test_a_description_of_something_else_is_one_sentence(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    segmenter().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | change))
+    for options in ({}, {"in_chans": 4}):
+        with pytest.raises(ValueError, match=message):
+            from_pretrained(tmp_path, **options)
+
+
+def test_a_segmenter_has_neither_several_labels_nor_the_default_crop(tmp_path: Path) -> None:
+    segmenter().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["preprocessing"]
+    (tmp_path / "config.json").write_text(json.dumps(content | MULTI_LABEL))
+    assert not read_description(tmp_path).multi_label
+    assert from_pretrained(tmp_path).preprocessing == DensePreprocessing()

@@ -271,6 +271,7 @@ def test_a_summary_describes_the_transform(record: ImagePreprocessing) -> None:
         {"long_side": 511},
         {"long_side": 16385},
         {"divisor": 0},
+        {"divisor": 16384},
         {"divisor": 0.5},
         {"interpolation": "cubic"},
         {"std": (0.1, 0.0, 0.1)},
