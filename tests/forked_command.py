@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def run_command(words: Sequence[str], cwd: Path, stdout: Path, stderr: Path, var
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may have been told to ignore it
     begin_process(variables)
     sys.argv = ["scalablevit_pl", *words]
     runpy.run_module("scalablevit_pl", run_name="__main__", alter_sys=True)
