@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
 
 from scalablevit_pl.tasks.base import BaseTask, Batch, Part
 from scalablevit_pl.tasks.classification_report import ClassificationReport
+from scalablevit_pl.tasks.losses import check_loss, compute_loss
 from scalablevit_pl.tasks.metrics.averages import SUM_DTYPE, MeanAveragePrecision, SampleAverages
 from scalablevit_pl.tasks.metrics.calibration import CalibrationError
 from scalablevit_pl.tasks.report import MetricInfo, ReportData
@@ -71,18 +72,10 @@ class ClassificationTask(BaseTask):
             )
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
-        if loss is not None and (class_weights is not None or any(True for _ in loss.parameters())):
-            raise ValueError(
-                f"loss={type(loss).__name__} excludes class_weights and cannot have parameters, which would not be "
-                "trained: give the loss its own weights, and keep parameters in the network"
-            )
         self.uncounted = class_weights == "balanced"
         given: Any = [1.0] * self.num_classes if self.uncounted else class_weights
+        check_loss(loss, given, self.num_classes)
         weights = None if given is None else torch.tensor(given)
-        if weights is not None and (
-            len(weights) != self.num_classes or not 0 <= weights.min() <= weights.max() < math.inf
-        ):
-            raise ValueError(f"class_weights must be {self.num_classes} numbers that are not negative, got {weights}")
         if tta not in (None, "flip"):
             raise ValueError(f"tta must be flip for a classifier, got {tta!r}")
         self.tta = tta
@@ -125,16 +118,7 @@ class ClassificationTask(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Compute the training loss of logits `(B, K)`: one value for each sample `(B,)`, or a scalar."""
-        try:
-            losses: Tensor = self.criterion(output, batch["label"])
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(
-                f"{type(self.criterion).__name__} rejects logits {tuple(output.shape)} with labels "
-                f"{tuple(batch['label'].shape)}: {error}; mixup and cutmix make labels (B, K)"
-            ) from error
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+        return compute_loss(self.criterion, output, batch["label"], "; mixup and cutmix make labels (B, K)")
 
     def metrics(self, part: Part) -> dict[str, Metric]:
         """Build accuracies for training; loss, accuracies and calibration error for evaluation."""

@@ -1,10 +1,42 @@
-"""Losses of semantic segmentation that ignore pixels: of logits `(B, K, H, W)` and classes `(B, H, W)`."""
+"""Losses of any task as arguments, and those of segmentation: of logits `(B, K, H, W)` and classes `(B, H, W)`."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def check_loss(loss: nn.Module | None, class_weights: Sequence[float] | None, num_classes: int) -> None:
+    """Check a task's `loss` and `class_weights`: one of them at most, and one weight for each class."""
+    if loss is not None and (class_weights is not None or any(True for _ in loss.parameters())):
+        raise ValueError(
+            f"loss={type(loss).__name__} excludes class_weights and cannot have parameters, which would not be "
+            "trained: give the loss its own weights, and keep parameters in the network"
+        )
+    if class_weights is not None and (
+        len(class_weights) != num_classes or not all(0.0 <= weight < math.inf for weight in class_weights)
+    ):
+        raise ValueError(f"class_weights must be {num_classes} numbers that are not negative, got {class_weights}")
+
+
+def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, hint: str = "") -> Tensor:
+    """Compute a loss: a scalar, or one value for each sample `(B,)`.
+
+    Raises:
+        ValueError: If the loss rejects its arguments; `hint` ends the message.
+    """
+    try:
+        losses: Tensor = criterion(logits, target)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{type(criterion).__name__} rejects logits {tuple(logits.shape)} with targets {tuple(target.shape)}: "
+            f"{error}{hint}"
+        ) from error
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 class PixelCrossEntropy(nn.Module):

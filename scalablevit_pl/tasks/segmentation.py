@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from scalablevit_pl.preprocessing.masks import IGNORED
 from scalablevit_pl.tasks.base import BaseTask, Batch, Part
-from scalablevit_pl.tasks.losses import PixelCrossEntropy
+from scalablevit_pl.tasks.losses import PixelCrossEntropy, check_loss, compute_loss
 from scalablevit_pl.tasks.metrics.averages import WeightedMean
 from scalablevit_pl.tasks.metrics.confusion import ConfusionMatrix
 from scalablevit_pl.tasks.report import MetricInfo, ReportData
@@ -83,17 +83,7 @@ class SegmentationTask(BaseTask):
                 f"{type(self.network).__name__} has num_classes={self.num_classes!r}: use a segmenter of 2 to "
                 f"{MAX_CLASSES} classes, such as scalablevit_pl.models.create_segmenter builds"
             )
-        if loss is not None and (class_weights is not None or any(True for _ in loss.parameters())):
-            raise ValueError(
-                f"loss={type(loss).__name__} excludes class_weights and cannot have parameters, which would not be "
-                "trained: give the loss its own weights, and keep parameters in the network"
-            )
-        if class_weights is not None and (
-            len(class_weights) != self.num_classes or not all(0.0 <= weight < float("inf") for weight in class_weights)
-        ):
-            raise ValueError(
-                f"class_weights must be {self.num_classes} numbers that are not negative, got {class_weights}"
-            )
+        check_loss(loss, class_weights, self.num_classes)
         if not 0.0 <= auxiliary_weight < float("inf"):
             raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}")
         if (window is None and stride is not None) or (window is not None and not 1 <= (stride or 1) <= window):
@@ -143,22 +133,11 @@ class SegmentationTask(BaseTask):
 
     def loss(self, output: TrainingLogits, batch: Batch) -> Tensor:
         """Compute the training loss: a scalar, or one value for each sample `(B,)`."""
-        loss = self._loss(output.main, batch)
+        mask = batch["mask"].long()
+        loss = compute_loss(self.criterion, output.main, mask)
         if output.auxiliary is None:
             return loss
-        return loss + self.auxiliary_weight * self._loss(self._resize(output.auxiliary, batch), batch)
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        try:
-            losses: Tensor = self.criterion(logits, batch["mask"].long())
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(
-                f"{type(self.criterion).__name__} rejects logits {tuple(logits.shape)} with masks "
-                f"{tuple(batch['mask'].shape)}: {error}"
-            ) from error
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+        return loss + self.auxiliary_weight * compute_loss(self.criterion, self._resize(output.auxiliary, batch), mask)
 
     def metrics(self, part: Part) -> dict[str, Metric]:
         """Build the confusion matrix and, for evaluation, the mean loss."""

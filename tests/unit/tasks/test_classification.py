@@ -127,7 +127,7 @@ def test_class_weights_are_factors_on_the_default_loss(make_trainer: MakeTrainer
 
 
 def test_a_loss_that_rejects_the_labels_is_named(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(ValueError, match=r"^Focal rejects logits \(4, 7\) with labels \(4, 7\): .*mixup") as error:
+    with pytest.raises(ValueError, match=r"^Focal rejects logits \(4, 7\) with targets \(4, 7\): .*mixup") as error:
         trained(Focal(), soften(make_samples(4)), make_trainer)
     assert explain(error.value) is not None
 

@@ -221,7 +221,7 @@ def test_networks_of_too_few_or_many_classes_are_named(classes: int | None) -> N
 
 def test_a_loss_that_rejects_masks_is_named(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(limit_val_batches=0)
-    message = r"CrossEntropyLoss rejects logits \(4, 7, 32, 32\) with masks \(4, 32, 32\)"
+    message = r"CrossEntropyLoss rejects logits \(4, 7, 32, 32\) with targets \(4, 32, 32\)"
     with pytest.raises(ValueError, match=message):
         trainer.fit(SegmentationTask(Coarse(), loss=nn.CrossEntropyLoss()), loader(training_scenes(4)))
 
